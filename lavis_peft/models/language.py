@@ -1,0 +1,150 @@
+"""The frozen language models and their tokenizers, from a hub name, a local folder or sizes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lavis_peft.checks import first_line, listing, unknown_keys
+from lavis_peft.errors import ConfigError
+from lavis_peft.models.shapes import LANGUAGE_MODELS
+from lavis_peft.models.spec import local_folder
+
+_EXPECTED = {"t5": "a T5", "llama": "a causal model of LLaMA's layout"}
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def check_family(family: str) -> None:
+    """Refuse a family that the installed transformers hasn't.
+
+    Raises:
+        ConfigError: There is no LLaMA; the remedy is named.
+    """
+    import transformers
+
+    if family == "llama" and not hasattr(transformers, "LlamaForCausalLM"):
+        raise ConfigError(
+            f"blip2_vicuna_instruct_peft needs transformers 4.28 or newer for LLaMA, found {transformers.__version__}; "
+            "remedy: pip install 'transformers>=4.33' with a peft that fits it, and LAVIS with --no-deps"
+        )
+
+
+def read_config(source: str | Mapping[str, Any], family: str, key: str, model_type: str | None = None) -> Any:
+    """The language model's configuration, from whatever the YAML gives.
+
+    Args:
+        source: A size mapping, a local folder, or a hub name.
+        family: ``t5``, or ``llama`` for a causal model of LLaMA's layout.
+        key: The YAML key, for messages.
+        model_type: LAVIS's model type; its published sizes stand in for a folder that isn't on this machine, so that
+            ``inspect`` needs no download.
+
+    Raises:
+        ConfigError: Unknown size names, a name that can't be resolved, or a model of another family.
+    """
+    import transformers
+
+    check_family(family)
+    config_class = transformers.T5Config if family == "t5" else transformers.LlamaConfig
+    if isinstance(source, Mapping):
+        if problems := unknown_keys(source, config_class().to_dict(), key):
+            raise ConfigError(problems)
+        return config_class(**source)
+    folder = local_folder(source)
+    published = LANGUAGE_MODELS.get(source) or LANGUAGE_MODELS.get(model_type or "")
+    if folder is None and published:
+        return config_class(**published)
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(folder or source))
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{key}: {source!r} is neither the folder of a language model nor one that can be had from the hub; "
+            f"names whose sizes are known without a hub: {listing(LANGUAGE_MODELS)}"
+        ) from error
+    fits = isinstance(config, config_class) if family == "t5" else not config.is_encoder_decoder
+    if not fits:
+        raise ConfigError(f"{key}: {source!r} is a {config.model_type} model; expected {_EXPECTED[family]}")
+    return config
+
+
+def build_language_model(
+    source: str | Mapping[str, Any], config: Any, family: str, precision: str, key: str, *, weights: bool
+) -> nn.Module:
+    """A language model with its weights, or with random ones where the YAML gives sizes.
+
+    Args:
+        source: A size mapping, a local folder, or a hub name.
+        config: What ``read_config`` returned, after the model's own changes to it.
+        family: ``t5`` or ``llama``.
+        precision: ``fp16``, ``bf16`` or ``fp32``: every parameter is held in it, as LAVIS does.
+        key: The YAML key, for messages.
+        weights: False builds the shape only (for the meta device).
+
+    Raises:
+        ConfigError: The weights can't be loaded, or don't fill the model.
+    """
+    import transformers
+
+    model_class = transformers.T5ForConditionalGeneration if family == "t5" else transformers.AutoModelForCausalLM
+    dtype = PRECISIONS[precision]
+    if isinstance(source, Mapping) or not weights:
+        build = model_class if family == "t5" else model_class.from_config
+        return _untied(build(config)).to(dtype)
+    name = str(local_folder(source) or source)
+    try:
+        model, info = model_class.from_pretrained(name, config=config, torch_dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{key}: can't load {name!r}: {first_line(error)}") from error
+    if info["missing_keys"]:
+        raise ConfigError(f"{key}: {name!r} lacks weights of the model: {listing(info['missing_keys'])}")
+    return model.to(dtype)  # from_pretrained keeps some of T5's layers in float32; LAVIS casts them too
+
+
+def _untied(model: nn.Module) -> nn.Module:
+    """Give FLAN-T5 the output layer of its own that transformers 5 takes from every T5 built from a config.
+
+    There ``tie_word_embeddings: false`` only says that outputs aren't scaled; a checkpoint that has both weights still
+    loads both.
+    """
+    config = model.config
+    if getattr(config, "scale_decoder_outputs", True) or model.lm_head.weight is not model.shared.weight:
+        return model
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    model.all_tied_weights_keys.pop("lm_head.weight", None)
+    return model
+
+
+def load_tokenizer(source: str, key: str, *, truncation_side: str) -> Any:
+    """A language model's tokenizer; the slow one where there is one, as LAVIS uses for LLaMA.
+
+    Raises:
+        ConfigError: The tokenizer can't be loaded from there.
+    """
+    from transformers import AutoTokenizer
+
+    fast = "t5" in key
+    try:
+        return AutoTokenizer.from_pretrained(source, use_fast=fast, truncation_side=truncation_side)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"{key}: no tokenizer at {source!r} ({first_line(error)}); give a local folder") from error
+
+
+def as_vicuna_tokenizer(tokenizer: Any) -> Any:
+    """Give a LLaMA tokenizer InstructBLIP's special tokens: pad ``[PAD]``; bos, eos and unk all ``</s>``.
+
+    LAVIS's slow tokenizer then begins every text with ``</s>``. A fast tokenizer keeps the ``<s>`` that its
+    post-processor was built with, so the post-processor is built anew.
+    """
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    for name in ("bos_token", "eos_token", "unk_token"):
+        tokenizer.add_special_tokens({name: "</s>"})
+    if tokenizer.is_fast:
+        from tokenizers.processors import TemplateProcessing
+
+        bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos[0]} $A", pair=f"{bos[0]} $A {bos[0]} $B", special_tokens=[bos]
+        )
+    return tokenizer
+

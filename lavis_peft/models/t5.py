@@ -1,0 +1,122 @@
+"""InstructBLIP with FLAN-T5 (LAVIS main's ``blip2_t5_instruct``) and adapters.
+
+Shapes as in ``base``; besides, M tokens of a candidate.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutput
+
+from lavis_peft.models.base import Blip2InstructPeft
+from lavis_peft.models.language import load_tokenizer
+from lavis_peft.models.scoring import chunks, owners
+from lavis_peft.paths import plugin_configs_dir
+
+_IGNORE = -100
+
+
+class Blip2T5InstructPeft(Blip2InstructPeft):
+    """Model types: flant5xl, flant5xxl, and tiny for the demo and the tests."""
+
+    arch = "blip2_t5_instruct_peft"
+    family = "t5"
+    llm_key = "t5_model"
+    projection_key = "t5_proj"
+    answer_length_penalty = -1.0
+
+    PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {
+        name: str(plugin_configs_dir() / "models" / f"blip2_t5_instruct_peft_{name}.yaml")
+        for name in ("flant5xl", "flant5xxl", "tiny")
+    }
+
+    def adjust_config(self, config: Any) -> Any:
+        """InstructBLIP runs FLAN-T5 with the exact GELU, not the tanh form it was trained with."""
+        config.dense_act_fn = "gelu"
+        return config
+
+    def load_llm_tokenizers(self, *, weights: bool) -> None:
+        """Instructions are cut on the left, targets on the right."""
+        self.t5_tokenizer = self.t5_output_tokenizer = None
+        if weights:
+            source = self.spec.llm_tokenizer or str(self.spec.llm)
+            self.t5_tokenizer = load_tokenizer(source, "model.t5_model", truncation_side="left")
+            self.t5_output_tokenizer = load_tokenizer(source, "model.t5_model", truncation_side="right")
+
+    def _encoder_inputs(self, prefix: Tensor, mask: Tensor, tokens: Any) -> tuple[Tensor, Tensor]:
+        embeds = self.t5_model.get_input_embeddings()(tokens.input_ids)
+        embeds = torch.cat([prefix, embeds], dim=1)  # (B, T·Q + L, D)
+        return embeds, torch.cat([mask, tokens.attention_mask], dim=1)
+
+    def _targets(self, tokens: Any) -> Tensor:
+        return tokens.input_ids.masked_fill(tokens.input_ids == self.t5_tokenizer.pad_token_id, _IGNORE)
+
+    def language_loss(self, prefix: Tensor, mask: Tensor, samples: Mapping[str, Any]) -> Tensor:
+        """Mean cross-entropy of the targets' tokens."""
+        device = prefix.device
+        with self.maybe_autocast(dtype=torch.bfloat16):
+            inputs = self.t5_tokenizer(
+                samples["text_input"],
+                padding="longest",
+                truncation=True,
+                max_length=self.max_txt_len,
+                return_tensors="pt",
+            ).to(device)
+            outputs = self.t5_output_tokenizer(
+                samples["text_output"],
+                padding="longest",
+                truncation=True,
+                max_length=self.max_output_txt_len,
+                return_tensors="pt",
+            ).to(device)
+            embeds, attention = self._encoder_inputs(prefix, mask, inputs)
+            return self.t5_model(
+                inputs_embeds=embeds,
+                attention_mask=attention,
+                decoder_attention_mask=outputs.attention_mask,
+                labels=self._targets(outputs),
+                return_dict=True,
+            ).loss
+
+    def language_scores(self, prefix: Tensor, mask: Tensor, texts: list[str], candidates: list[list[str]]) -> Tensor:
+        """Scores of all candidates; the encoder runs once per sample, the decoder once per candidate."""
+        device = prefix.device
+        with self.maybe_autocast(dtype=torch.bfloat16):
+            inputs = self.t5_tokenizer(texts, padding="longest", return_tensors="pt").to(device)
+            embeds, attention = self._encoder_inputs(prefix, mask, inputs)
+            encoded = self.t5_model.get_encoder()(inputs_embeds=embeds, attention_mask=attention, return_dict=True)[0]
+            flat = [text for own in candidates for text in own]
+            outputs = self.t5_tokenizer(flat, padding="longest", return_tensors="pt").to(device)
+            owner = owners(candidates, device)  # (N,): which sample a candidate belongs to
+            scores = [
+                self._score(encoded, attention, owner[rows], outputs.input_ids[rows], outputs.attention_mask[rows])
+                for rows in chunks(len(flat))
+            ]
+        return torch.cat(scores)
+
+    def _score(self, encoded: Tensor, attention: Tensor, owner: Tensor, ids: Tensor, ids_mask: Tensor) -> Tensor:
+        targets = ids.masked_fill(ids == self.t5_tokenizer.pad_token_id, _IGNORE)  # (rows, M)
+        logits = self.t5_model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded[owner]),
+            attention_mask=attention[owner],
+            decoder_input_ids=self.t5_model.prepare_decoder_input_ids_from_labels(labels=targets),
+            decoder_attention_mask=ids_mask,
+            return_dict=True,
+        ).logits  # (rows, M, vocabulary)
+        losses = F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=_IGNORE, reduction="none")
+        return losses.sum(dim=1)
+
+    def length_options(self, max_length: int, min_length: int) -> dict[str, int]:
+        """T5 counts new tokens; its decoder's start token is part of ``min_length`` only."""
+        return {"max_new_tokens": max_length, "min_length": min_length}
+
+    def language_generate(self, prefix: Tensor, mask: Tensor, texts: list[str], options: dict[str, Any]) -> list[str]:
+        """Decode with transformers' ``generate``."""
+        tokens = self.t5_tokenizer(texts, padding="longest", return_tensors="pt").to(prefix.device)
+        with self.maybe_autocast(dtype=torch.bfloat16):
+            embeds, attention = self._encoder_inputs(prefix, mask, tokens)
+            outputs = self.t5_model.generate(inputs_embeds=embeds, attention_mask=attention, **options)
+        return self.t5_tokenizer.batch_decode(outputs, skip_special_tokens=True)

@@ -1,0 +1,156 @@
+"""Small real parts for the tests: tokenizers, language models and model sections, made in a temporary folder."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Nothing in the suite may wait for a hub that isn't there.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+WORDS = (
+    "question short answer : ? . ( ) a b c is there the what color shape image picture no yes not in of red green "
+    "blue black circle square triangle context lecture options left right small large many how"
+).split()
+
+
+def _write_fast_tokenizer(folder: Path, vocabulary: list[str], prefix: str, suffix: str, **names: str) -> None:
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from tokenizers.processors import TemplateProcessing
+
+    ids = {word: number for number, word in enumerate(vocabulary)}
+    tokenizer = Tokenizer(WordLevel(ids, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    marks = [(mark, ids[mark]) for mark in (prefix, suffix) if mark]
+    tokenizer.post_processor = TemplateProcessing(single=f"{prefix} $A {suffix}".strip(), special_tokens=marks)
+    tokenizer.add_special_tokens(list(names.values()))
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="session")
+def bert_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT vocabulary of a few words."""
+    folder = tmp_path_factory.mktemp("bert")
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    )
+    return folder
+
+
+T5_SIZES = {
+    "vocab_size": 3 + len(WORDS),
+    "d_model": 32,
+    "d_ff": 48,
+    "d_kv": 8,
+    "num_heads": 4,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "decoder_start_token_id": 0,
+    "dropout_rate": 0.0,
+}
+LLAMA_SIZES = {
+    "vocab_size": 3 + len(WORDS),
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+
+
+def _save_random(model: Any, folder: Path) -> None:
+    """Weights large enough that no two answers get the same score by accident."""
+    import torch
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def t5_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random T5 in Hugging Face's format, with a word tokenizer."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("t5")
+    _save_random(T5ForConditionalGeneration(T5Config(**T5_SIZES)), folder)
+    _write_fast_tokenizer(
+        folder, ["<pad>", "</s>", "<unk>", *WORDS], "", "</s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random LLaMA in Hugging Face's format, with a word tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, "LlamaForCausalLM"):
+        pytest.skip(f"transformers {transformers.__version__} has no LLaMA")
+    folder = tmp_path_factory.mktemp("llama")
+    _save_random(transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA_SIZES)), folder)
+    _write_fast_tokenizer(
+        folder, ["<unk>", "<s>", "</s>", *WORDS], "<s>", "", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    return folder
+
+
+QFORMER_SIZES = {
+    "hidden_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "max_position_embeddings": 64,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+VIT_SIZES = {"embed_dim": 16, "depth": 2, "num_heads": 4, "patch_size": 8, "mlp_ratio": 2}
+
+
+@pytest.fixture
+def model_section(bert_dir: Path, request: pytest.FixtureRequest) -> Callable[..., dict[str, Any]]:
+    """Make the `model` section of a run config with small random parts.
+
+    ``model_section("t5", adapters={...}, prompt="…")`` gives plain containers; keywords replace keys.
+    """
+
+    def make(family: str, **changes: Any) -> dict[str, Any]:
+        folder = request.getfixturevalue("t5_dir" if family == "t5" else "llama_dir")
+        section = {
+            "arch": "blip2_t5_instruct_peft" if family == "t5" else "blip2_vicuna_instruct_peft",
+            "vit_model": dict(VIT_SIZES),
+            "image_size": 32,
+            "vit_precision": "fp32",
+            "qformer": dict(QFORMER_SIZES),
+            "num_query_token": 4,
+            "qformer_tokenizer": str(bert_dir),
+            "t5_model" if family == "t5" else "llm_model": str(folder),
+            "llm_precision": "fp32",
+            "load_pretrained": False,
+        }
+        return {**section, **changes}
+
+    return make
+
+
+LORA = {"peft_type": "LORA", "sublayers": ["self_attention", "cross_attention", "ffn"], "r": 2, "lora_alpha": 4}
+
+
+@pytest.fixture
+def qformer_lora() -> dict[str, Any]:
+    """An adapters section: LoRA on every sub-layer of the Q-Former."""
+    return {"qformer": dict(LORA), "llm": "frozen"}
