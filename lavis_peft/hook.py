@@ -7,7 +7,7 @@ a program that never imports LAVIS never pays for torch.
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
@@ -37,7 +37,9 @@ class LavisHook(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != "lavis":
             return None
-        spec = PathFinder.find_spec(fullname, path, target)
+        # Every other finder is asked, not only Python's own: an editable install of LAVIS has a finder to itself.
+        others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in others if spec is not None), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _RegisteringLoader(spec.loader)
         return spec

@@ -154,3 +154,70 @@ LORA = {"peft_type": "LORA", "sublayers": ["self_attention", "cross_attention", 
 def qformer_lora() -> dict[str, Any]:
     """An adapters section: LoRA on every sub-layer of the Q-Former."""
     return {"qformer": dict(LORA), "llm": "frozen"}
+
+
+COLORS = ("red", "blue")
+
+
+def _write_questions(folder: Path, split: str, count: int) -> Path:
+    from PIL import Image
+
+    records = []
+    for number in range(count):
+        color = COLORS[number * 7 % 3 % 2]
+        Image.new("RGB", (32, 32), color).save(folder / f"{split}{number}.png")
+        question = {"question": "what color is the picture ?", "answer": color, "choices": list(COLORS)}
+        records.append({"image": f"{split}{number}.png", **question})
+    path = folder / f"{split}.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+@pytest.fixture
+def run_file(
+    tmp_path: Path, model_section: Callable[..., dict[str, Any]], qformer_lora: dict[str, Any]
+) -> Callable[..., Path]:
+    """Write a run config of a T5 with small random parts, on plain red and blue pictures.
+
+    ``run_file(max_epoch=2, …)`` replaces keys of the `run` section (None removes one); ``sizes={"test": 5}`` sets how
+    many questions a split has, 0 leaves it out.
+    """
+
+    def make(sizes: dict[str, int] | None = None, model: dict[str, Any] | None = None, **run: Any) -> Path:
+        import yaml
+
+        data = tmp_path / "data"
+        data.mkdir(exist_ok=True)
+        counts = {"train": 12, "val": 4, "test": 5, **(sizes or {})}
+        files = {split: {"storage": str(_write_questions(data, split, n))} for split, n in counts.items() if n}
+        pictures = {"name": "peft_image", "image_size": 32}
+        section = {
+            "runner": "runner_peft",
+            "task": "multiple_choice_vqa",
+            "max_epoch": 2,
+            "init_lr": 1e-2,
+            "batch_size_train": 4,
+            "lr_sched": "linear_decay_lr",
+            "device": "cpu",
+            "num_workers": 0,
+            "valid_splits": ["val"],
+            "test_splits": ["test"],
+            "output_dir": str(tmp_path / "output"),
+            "tensorboard": False,
+            **run,
+        }
+        config = {
+            "model": model_section("t5", model_type="flant5xl", adapters=qformer_lora, **(model or {})),
+            "datasets": {
+                "instruct_json": {
+                    "vis_processor": {"train": pictures, "eval": pictures},
+                    "build_info": {"annotations": files},
+                }
+            },
+            "run": {key: value for key, value in section.items() if value is not None},
+        }
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    return make

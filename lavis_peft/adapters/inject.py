@@ -1,0 +1,215 @@
+"""Put an adapter into a part of the model, and set what trains."""
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from peft import PeftConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from torch import nn
+
+from lavis_peft.adapters.checkpoint import shortened
+from lavis_peft.adapters.methods import NARROWING
+from lavis_peft.adapters.spec import AdapterSpec, AdaptersSpec, peft_config
+from lavis_peft.adapters.sublayers import layer_of, resolve
+from lavis_peft.errors import ConfigError
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def inject(module: nn.Module, family: str, spec: AdapterSpec, part: str) -> tuple[str, ...]:
+    """Wrap the linear layers that a spec names; everything else keeps its place, its name and its values.
+
+    Base weights are frozen. Adapter weights are float32 also where the base is in half precision, lie on the base
+    layer's device, and allocate nothing where the base is on the meta device.
+
+    Args:
+        module: The part, with its base weights loaded: a checkpoint's plain names don't fit afterwards.
+        family: ``qformer``, ``t5`` or ``llama``.
+        spec: A spec whose mode is ``adapter``.
+        part: The part's full key, for messages.
+
+    Returns:
+        Names below ``module`` of the layers adapted, in the module's order.
+
+    Raises:
+        ConfigError: A word or pattern matches nothing, a pattern matches something that is no linear layer, or the
+            part has an adapter already.
+        RuntimeError: peft wrapped other layers than it was told to.
+    """
+    names, config = _plan(module, family, spec, part)
+    _wrap(module, names, config, part)
+    return names
+
+
+def target_names(module: nn.Module, family: str, spec: AdapterSpec, part: str) -> tuple[str, ...]:
+    """The linear layers that a spec names, narrowed by peft's ``layers_to_transform``, ``exclude_modules`` and so on.
+
+    Args and errors are those of `inject`.
+    """
+    words = _words(module, family, spec, part)
+    targets: Any = spec.target_modules
+    if words:
+        targets = sorted({name for names in words.values() for name in names})
+    elif isinstance(targets, str) and targets.lower() == "all-linear":
+        targets = _all_linear(module)
+    config = peft_config(spec, targets, layers_to_transform=None)
+    layers = dict(module.named_modules())
+    names = tuple(name for name in layers if name and check_target_module_exists(config, name))
+    if words:
+        # peft takes a name in a list for an ending, too.
+        names = tuple(name for name in names if name in targets)
+    names, problems = _in_layers(names, list(layers), family, spec, part)
+    narrowed = ", ".join(key for key in NARROWING if key in spec.options)
+    for word, group in words.items():
+        if not set(group) & set(names):
+            problems.append(f"{part}.sublayers: '{word}' matches nothing with {narrowed}")
+    if not names and not problems:
+        problems.append(
+            f"{part}.target_modules: {spec.target_modules!r} matches no layer of this {type(module).__name__}"
+        )
+    odd = [f"{name} (a {type(layers[name]).__name__})" for name in names if not isinstance(layers[name], nn.Linear)]
+    if odd:
+        problems.append(f"{part}.target_modules: only linear layers are adapted, but it matches {shortened(odd)}")
+    if problems:
+        raise ConfigError(problems)
+    return names
+
+
+def _words(module: nn.Module, family: str, spec: AdapterSpec, part: str) -> dict[str, tuple[str, ...]]:
+    try:
+        return resolve(module, family, spec.sublayers)
+    except ConfigError as error:
+        raise ConfigError([f"{part}.sublayers: {problem}" for problem in error.problems]) from None
+
+
+def _in_layers(
+    names: tuple[str, ...], modules: Sequence[str], family: str, spec: AdapterSpec, part: str
+) -> tuple[tuple[str, ...], list[str]]:
+    """The names in the layers of ``layers_to_transform``, and the problems with it.
+
+    peft's own narrowing passes over names that are given whole, and its versions take different numbers of a T5 name
+    (`block.0.layer.1`) for the layer's.
+    """
+    wanted = spec.options.get("layers_to_transform")
+    if wanted is None:
+        return names, []
+    numbers = [wanted] if isinstance(wanted, int) else wanted
+    there = {layer_of(family, name) for name in modules} - {None}
+    problems = [
+        f"{part}.layers_to_transform: there is no layer {number}; layers are counted from 0 to {len(there) - 1}"
+        for number in numbers
+        if number not in there
+    ]
+    return tuple(name for name in names if layer_of(family, name) in numbers), problems
+
+
+def apply(
+    spec: AdaptersSpec,
+    parts: Mapping[str, nn.Module],
+    families: Mapping[str, str],
+    extras: Mapping[str, nn.Module | nn.Parameter],
+    where: str = "model.adapters",
+) -> dict[str, tuple[str, ...]]:
+    """Inject every adapter of a spec and set ``requires_grad`` of all parts and extras.
+
+    Args:
+        spec: What trains.
+        parts: ``qformer`` and ``llm``, base weights loaded.
+        families: The family of each part.
+        extras: The modules or parameters that `train` may name.
+        where: The section's name in messages.
+
+    Returns:
+        For each part the names of its adapted layers; empty where it is full or frozen.
+
+    Raises:
+        ConfigError: With the problems of all parts.
+    """
+    plans: dict[str, tuple[tuple[str, ...], PeftConfig]] = {}
+    problems: list[str] = []
+    for part, module in parts.items():
+        adapter = getattr(spec, part)
+        if adapter.mode == "adapter":
+            try:
+                plans[part] = _plan(module, families[part], adapter, f"{where}.{part}")
+            except ConfigError as error:
+                problems += error.problems
+    if missing := [name for name in spec.train if name not in extras]:
+        problems.append(f"{where}.train: this model has no {', '.join(missing)}")
+    if problems:
+        raise ConfigError(problems)
+    for part, module in parts.items():
+        if part in plans:
+            _wrap(module, *plans[part], f"{where}.{part}")
+        else:
+            module.requires_grad_(getattr(spec, part).mode == "full")
+    for name, extra in extras.items():
+        extra.requires_grad_(name in spec.train)
+    return {part: plans[part][0] if part in plans else () for part in parts}
+
+
+def _all_linear(module: nn.Module) -> list[str]:
+    # peft's own shorthand needs a transformers model around it; it leaves out the output head, and so does this.
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    return [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
+
+
+def _plan(module: nn.Module, family: str, spec: AdapterSpec, part: str) -> tuple[tuple[str, ...], PeftConfig]:
+    """The layers to adapt and peft's config for exactly them; nothing is changed yet."""
+    if any(isinstance(layer, BaseTunerLayer) for layer in module.modules()):
+        raise ConfigError(f"{part}: has an adapter already")
+    names = target_names(module, family, spec, part)
+    # An exact expression, because a list of names would match as endings of longer names too.
+    targets = "|".join(re.escape(name) for name in names)
+    exact = _exact_patterns(spec, names, part)
+    return names, peft_config(spec, targets, **dict.fromkeys(NARROWING), **exact)
+
+
+def _wrap(module: nn.Module, names: Sequence[str], config: PeftConfig, part: str) -> None:
+    on_meta = next(module.parameters()).device.type == "meta"
+    with torch.device("meta") if on_meta else nullcontext():
+        inject_adapter_in_model(config, module)
+    wrapped = {name: layer for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
+    if set(wrapped) != set(names):
+        raise RuntimeError(f"{part}: peft adapted other layers than asked: {sorted(set(wrapped) ^ set(names))}")
+    for layer in wrapped.values():
+        _to_float32(layer)
+
+
+def _exact_patterns(spec: AdapterSpec, names: Sequence[str], part: str) -> dict[str, Any]:
+    """`rank_pattern` and `alpha_pattern` with their expressions written out for each target.
+
+    peft's versions match these keys differently (0.13 wants something before the ending, and uses one key for both
+    patterns); exact names mean the same in all of them. A key that matches no target is a mistake that old versions
+    don't mention.
+    """
+    exact: dict[str, Any] = {}
+    for option in ("rank_pattern", "alpha_pattern"):
+        given = spec.options.get(option) or {}
+        keys = {name: next((key for key in given if _ends(key, name)), None) for name in names}
+        if unused := [key for key in given if not any(_ends(key, name) for name in names)]:
+            raise ConfigError([f"{part}.{option}: '{key}' matches none of the adapted layers" for key in unused])
+        if given:
+            exact[option] = {name: given[key] for name, key in keys.items() if key is not None}
+    return exact
+
+
+def _ends(pattern: str, name: str) -> bool:
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None
+
+
+def _to_float32(layer: nn.Module) -> None:
+    """Make a layer's adapter weights float32; peft creates them in the base's precision, where AdamW steps get lost."""
+    for name, parameter in layer.named_parameters():
+        if not name.startswith("base_layer.") and parameter.dtype in _HALF:
+            parameter.data = parameter.data.float()
+    # DoRA's magnitudes are the norms of the base weight's rows. Rounded to half precision they would change the model
+    # by up to 0.4 % before the first step.
+    for adapter, magnitude in getattr(layer, "lora_magnitude_vector", {}).items():
+        if layer.get_base_layer().weight.dtype in _HALF:
+            weight = layer.get_base_layer().weight.detach().float()
+            delta = layer.get_delta_weight(adapter).detach()
+            magnitude.weight.data = torch.linalg.norm(weight + delta, dim=1)

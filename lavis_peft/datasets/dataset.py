@@ -1,0 +1,151 @@
+"""The dataset that turns records into samples. Letters: B batch, H and W height and width in pixels."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from lavis_peft.datasets.images import ImageFiles
+from lavis_peft.datasets.records import Record
+from lavis_peft.datasets.template import Template, letter, options
+from lavis_peft.errors import DataError
+
+
+class InstructDataset(Dataset):
+    """Questions about pictures, as prompts and targets.
+
+    A sample's random draws (augmentation, which of several answers is the target) depend on the run's seed, the epoch
+    and the sample's index alone: not on the order of samples, the number of data workers or the rank.
+
+    Args:
+        records: The questions.
+        images: Reads the pictures.
+        prompt: Template of the model's input.
+        target: Template of the model's output, and of each candidate that is ranked.
+        vis_processor: From an RGB picture to a tensor (3, H, W).
+        text_processor: From a finished prompt to the text that the model sees.
+        train: Whether to draw the target among several answers; else it is the first.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        images: ImageFiles,
+        prompt: Template,
+        target: Template,
+        vis_processor: Callable[[Any], torch.Tensor],
+        text_processor: Callable[[str], str],
+        train: bool = False,
+    ) -> None:
+        self.records = list(records)
+        self._images = images
+        self._prompt = prompt
+        self._target = target
+        self._vis_processor = vis_processor
+        self._text_processor = text_processor
+        self._train = train
+        self._seed = 0
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int, seed: int | None = None) -> None:
+        """Choose the epoch whose draws follow; call it before the epoch's data workers start.
+
+        Args:
+            epoch: Counted from 0.
+            seed: The run's seed; the one given last if left out.
+        """
+        self._epoch = epoch
+        self._seed = self._seed if seed is None else seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def question_ids(self) -> list[str]:
+        """The ids of all questions, in order."""
+        return [record.question_id for record in self.records]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample.
+
+        Raises:
+            UnreadableImage: The picture can't be decoded.
+        """
+        record = self.records[index]
+        picture = self._images.read(record.image, record.where)
+        return {
+            "image": self._tensor(picture, index),
+            "text_input": self._text_processor(self._prompt.render(_prompt_values(record))),
+            "text_output": self._render_target(record, self._draw_answer(record, index)),
+            "question_id": record.question_id,
+            "image_id": record.image_id,
+            "question_type": record.question_type,
+            "answer": record.answers[0],
+            "answers": list(record.answers),
+            "choices": list(record.choices),
+            "candidates": [self._render_target(record, choice) for choice in record.choices],
+            "instance_id": str(index),
+        }
+
+    def _tensor(self, picture: Any, index: int) -> torch.Tensor:
+        if not self._train or getattr(self._vis_processor, "deterministic", False):
+            return self._vis_processor(picture)
+        with _drawing_from(f"image-{self._seed}-{self._epoch}-{index}"):
+            return self._vis_processor(picture)
+
+    def _draw_answer(self, record: Record, index: int) -> str:
+        if not self._train or len(record.answers) == 1:
+            return record.answers[0]
+        return random.Random(f"answer-{self._seed}-{self._epoch}-{index}").choice(record.answers)
+
+    def _render_target(self, record: Record, answer: str) -> str:
+        values = {"answer": answer}
+        if "letter" in self._target.fields:
+            values["letter"] = letter(record.choices.index(answer))
+        return self._target.render(values)
+
+    def collater(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Samples as a batch: ``image`` stacked to (B, 3, H, W), every other key a list.
+
+        Raises:
+            DataError: The pictures differ in size.
+        """
+        shapes = {tuple(sample["image"].shape) for sample in samples}
+        if len(shapes) > 1:
+            raise DataError(
+                f"pictures of different sizes in one batch: {sorted(shapes)}; the vis_processor must give one size"
+            )
+        batch: dict[str, Any] = {key: [sample[key] for sample in samples] for key in samples[0]}
+        batch["image"] = torch.stack(batch["image"])  # (B, 3, H, W)
+        return batch
+
+
+def _prompt_values(record: Record) -> dict[str, str]:
+    return {
+        "question": record.question,
+        "context": record.context,
+        "options": options(record.choices),
+        "choices": ", ".join(record.choices),
+    }
+
+
+@contextmanager
+def _drawing_from(name: str) -> Iterator[None]:
+    """Seed the generators that image processors draw from, and put them back afterwards.
+
+    torch.manual_seed would do more than is wanted: it seeds the GPUs too, and so dropout.
+    """
+    seed = random.Random(name).getrandbits(32)
+    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])

@@ -1,0 +1,198 @@
+"""What the plugin's runners share on top of LAVIS's RunnerBase (1.0.2 and main): where and on what a run happens."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from lavis.common.registry import registry
+from lavis.runners.runner_base import RunnerBase
+from omegaconf import OmegaConf
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lavis_peft.adapters.checkpoint import read_checkpoint
+from lavis_peft.errors import ConfigError
+from lavis_peft.runners import checkpoints, distributed, optim
+from lavis_peft.runners.checkpoints import Progress
+from lavis_peft.runners.config import gives_weights, run_spec
+from lavis_peft.runners.folders import CheckpointFolder, make_run_folder
+from lavis_peft.runners.loaders import eval_loader, joined, train_loader
+from lavis_peft.runners.logs import RunLog
+from lavis_peft.runners.spec import RunSpec
+from lavis_peft.tasks.splits import check_splits
+
+_log = logging.getLogger(__name__)
+
+
+class BaseRunnerPeft(RunnerBase):
+    """A LAVIS runner that works on a CPU, one GPU or several processes, and saves what trains and nothing else.
+
+    Args:
+        cfg: LAVIS's run config.
+        task: A LAVIS task.
+        model: A LAVIS model; its parameters that require a gradient are trained and saved.
+        datasets: Splits by dataset name.
+        job_id: The run folder's name; one of LAVIS's own making is replaced by the time to the second.
+
+    Raises:
+        ConfigError: The run section is wrong, or names splits that the datasets lack.
+    """
+
+    def __init__(self, cfg: Any, task: Any, model: nn.Module, datasets: dict[str, Any], job_id: str) -> None:
+        self.spec: RunSpec = run_spec(cfg.run_cfg)
+        check_splits({"valid_splits": self.spec.valid_splits, "test_splits": self.spec.test_splits}, datasets)
+        cfg.run_cfg.device = distributed.take_device(self.spec.device)
+        self._train_loader: Any = None
+        super().__init__(cfg=cfg, task=task, model=model, datasets=datasets, job_id=job_id)
+        self.progress = Progress()
+        self.files = CheckpointFolder(self.output_dir, self.spec.save_freq)
+        self.log = RunLog(self.output_dir, distributed.is_main(), self.spec.tensorboard)
+        self._has_best = False
+
+    def setup_output_dir(self) -> None:
+        """Make the run's folder under the user's directory and tell LAVIS where it is."""
+        self.output_dir: Path = make_run_folder(self.spec.output_dir, self.job_id)
+        self.result_dir = self.output_dir / "result"
+        self.job_id = self.output_dir.name
+        # Set, not registered: LAVIS refuses a second runner in one process.
+        registry.mapping["paths"]["output_dir"] = str(self.output_dir)
+        registry.mapping["paths"]["result_dir"] = str(self.result_dir)
+
+    # ---- what LAVIS's methods and loop ask for -------------------------------------------------------------------
+
+    @property
+    def use_distributed(self) -> bool:
+        """Whether several processes share the run; LAVIS believes the YAML, which says so even for one process."""
+        return distributed.world_size() > 1
+
+    @property
+    def model(self) -> nn.Module:
+        """The model on its device, wrapped where several processes train it."""
+        if self._wrapped_model is None:
+            self._model = self._model.to(self.device)
+            self._wrapped_model = distributed.wrap(self._model)
+        return self._wrapped_model
+
+    def unwrap_dist_model(self, model: nn.Module) -> nn.Module:
+        """The model itself."""
+        return model.module if isinstance(model, DistributedDataParallel) else model
+
+    @property
+    def plain_model(self) -> nn.Module:
+        """The model itself, on its device."""
+        return self.unwrap_dist_model(self.model)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW over what trains."""
+        if self._optimizer is None:
+            self._optimizer = optim.build_optimizer(self.plain_model, self.spec)
+        return self._optimizer
+
+    @property
+    def scaler(self) -> Any:
+        """The loss scaler of mixed precision; None without it and on a CPU."""
+        if self.spec.amp and self.cuda_enabled and self._scaler is None:
+            self._scaler = torch.amp.GradScaler("cuda")
+        return self._scaler
+
+    @property
+    def lr_scheduler(self) -> Any:
+        """The learning-rate schedule."""
+        if self._lr_sched is None:
+            cls = registry.get_lr_scheduler_class(self.spec.lr_sched)
+            if cls is None:
+                raise ConfigError(f"run.lr_sched: unknown name '{self.spec.lr_sched}'")
+            self._lr_sched = optim.build_schedule(cls, self.optimizer, self.spec, len(self.train_loader))
+        return self._lr_sched
+
+    @property
+    def max_epoch(self) -> int:
+        """Epochs of the whole run."""
+        return self.spec.max_epoch or 0
+
+    @property
+    def dataloaders(self) -> dict[str, Any]:
+        """A loader for each split that the run uses."""
+        if self._dataloaders is None:
+            self.datasets = joined(self.datasets)
+            scored = {*self.spec.valid_splits, *self.spec.test_splits}
+            self._dataloaders = {split: self._eval_loader(self.datasets[split]) for split in sorted(scored)}
+        return self._dataloaders
+
+    @property
+    def train_loader(self) -> Any:
+        """The loader that training draws from; made when it is first asked for, since evaluation needs none."""
+        if self._train_loader is None:
+            self.dataloaders  # noqa: B018  joins the datasets
+            self._train_loader = train_loader(
+                self.datasets["train"],
+                self.spec.batch_size_train or 0,
+                self._workers,
+                self.spec.seed,
+                self.cuda_enabled,
+            )
+        return self._train_loader
+
+    def _eval_loader(self, dataset: Any) -> Any:
+        batch_size = self.spec.batch_size_eval or self.spec.batch_size_train or 16
+        return eval_loader(dataset, batch_size, self._workers, self.spec.use_dist_eval_sampler, self.cuda_enabled)
+
+    @property
+    def _workers(self) -> int:
+        default = 4 if self.cuda_enabled else 0
+        return default if self.spec.num_workers is None else self.spec.num_workers
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, cur_epoch: int, is_best: bool = False) -> None:
+        if not distributed.is_main():
+            return
+        content = {
+            "model": checkpoints.trained_state(self.plain_model),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "epoch": cur_epoch,
+            "config": OmegaConf.to_container(self.config.config, resolve=True),
+            "progress": self.progress.as_dict(),
+            **checkpoints.identity(self.plain_model),
+        }
+        _log.info("Saved epoch %d to %s", cur_epoch, self.files.save(content, best=is_best))
+
+    def _resume(self, path: str) -> None:
+        self._load_checkpoint(path)
+        if self.start_epoch >= self.max_epoch:
+            raise ConfigError(
+                f"run.resume_ckpt_path: {path} is of epoch {self.start_epoch - 1}, and run.max_epoch={self.max_epoch} "
+                f"ends with epoch {self.max_epoch - 1}; raise run.max_epoch to train on, or score it with run.evaluate=true"
+            )
+
+    def _load_checkpoint(self, url_or_filename: str) -> None:
+        saved = checkpoints.read_run_checkpoint(url_or_filename)
+        checkpoints.load_trained(self.plain_model, saved, url_or_filename)
+        checkpoints.load_optimizer(self.optimizer, self.scaler, saved, url_or_filename)
+        self.start_epoch = saved["epoch"] + 1
+        self.progress = checkpoints.restored_progress(saved)
+        if self.progress.best_epoch is not None:
+            adopted = distributed.is_main() and self.files.adopt_best(url_or_filename, self.progress)
+            self._has_best = distributed.from_main(adopted)
+        if self.progress.best_epoch is not None and not self._has_best:
+            _log.warning("The best epoch's checkpoint isn't beside %s; the best is looked for anew", url_or_filename)
+            self.progress = Progress(validated=self.progress.validated)
+        _log.info("Resumed from %s; the next epoch is %d", url_or_filename, self.start_epoch)
+
+    def _take_given_weights(self) -> None:
+        """With evaluation, `run.resume_ckpt_path` is the checkpoint to score; LAVIS passes over it without a word."""
+        path = self.spec.resume_ckpt_path
+        if path is not None:
+            checkpoints.load_trained(self.plain_model, read_checkpoint(path), path)
+            _log.info("Evaluating the weights of %s", path)
+        elif not gives_weights(self.config):
+            _log.warning("No checkpoint and no base weights are given: random weights are scored")
+
+    def _reload_best_model(self, model: nn.Module) -> nn.Module:
+        path = self.files.best
+        checkpoints.load_trained(model, read_checkpoint(path), str(path))
+        _log.info("Scoring the best epoch, %s", path)
+        return model

@@ -1,0 +1,135 @@
+"""What a run keeps: the tuned weights, the optimizer, and how far it has come."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lavis_peft import __version__
+from lavis_peft.adapters.checkpoint import check_keys, check_shapes, model_state, read_checkpoint
+from lavis_peft.adapters.identity import HEADER, differences, header
+from lavis_peft.errors import CheckpointError
+
+_EXTRA_STATE = "_extra_state"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far validation has come.
+
+    Args:
+        best_metric: The best value so far; None before the first usable one.
+        best_epoch: Its epoch.
+        stale: Validations since then.
+        validated: Whether the newest epoch has been scored yet.
+    """
+
+    best_metric: float | None = None
+    best_epoch: int | None = None
+    stale: int = 0
+    validated: bool = True
+
+    def after(self, metric: float | None, epoch: int) -> "Progress":
+        """The progress after a validation.
+
+        Args:
+            metric: Higher is better, of any sign; None and values that aren't finite never are the best.
+            epoch: The epoch that was scored.
+        """
+        value = math.nan if metric is None else float(metric)
+        if math.isfinite(value) and (self.best_metric is None or value > self.best_metric):
+            return Progress(best_metric=value, best_epoch=epoch)
+        return replace(self, stale=self.stale + 1, validated=True)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the checkpoint."""
+        return asdict(self)
+
+
+def trained_state(model: nn.Module) -> dict[str, Any]:
+    """What a checkpoint holds of a model: parameters that train, once each, and modules' own extra state.
+
+    LAVIS drops only frozen *parameters*, so frozen weights that are tied under a second name, and buffers, stay in.
+
+    Args:
+        model: The model, not wrapped for distribution.
+    """
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state = model.state_dict()
+    return {key: value for key, value in state.items() if key in trainable or key.endswith(_EXTRA_STATE)}
+
+
+def identity(model: nn.Module) -> dict[str, Any]:
+    """The checkpoint entry that says which of the plugin's models, with which adapters, it belongs to."""
+    if not hasattr(model, "adapters"):
+        return {}  # a LAVIS model of another kind, trained with this runner
+    return {HEADER: header(__version__, model.arch, model.model_type or "", model.adapters)}
+
+
+def load_trained(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> None:
+    """Put a checkpoint's weights into a model: everything that trains must be there, and nothing foreign.
+
+    Args:
+        model: The model, not wrapped for distribution.
+        checkpoint: What was read from the file.
+        source: The checkpoint's name, for messages.
+
+    Raises:
+        CheckpointError: It is of another model; names the settings or the keys that differ.
+    """
+    if hasattr(model, "adapters"):
+        differing = differences(checkpoint, model.arch, model.model_type or "", model.adapters)
+        if differing:
+            raise CheckpointError(f"{source}: belongs to another model: {'; '.join(differing)}")
+    state, own = model_state(checkpoint, source), model.state_dict()
+    check_keys(trained_state(model), own, state, source)
+    check_shapes(state, own, source)
+    # Past a model's own load_state_dict: the two lines above are that check, for any model.
+    nn.Module.load_state_dict(model, state, strict=False)
+
+
+def read_run_checkpoint(path: str) -> dict[str, Any]:
+    """Read a checkpoint that a runner wrote.
+
+    Args:
+        path: A file or a URL.
+
+    Raises:
+        CheckpointError: It can't be read, or holds weights only.
+    """
+    checkpoint = read_checkpoint(path)
+    missing = [key for key in ("model", "optimizer", "epoch") if key not in checkpoint]
+    if missing:
+        raise CheckpointError(
+            f"{path}: can't be resumed from, since it has no {', '.join(missing)}; to start from its weights, set "
+            "model.load_finetuned=true and model.finetuned to it"
+        )
+    return checkpoint
+
+
+def restored_progress(checkpoint: dict[str, Any]) -> Progress:
+    """The progress in a checkpoint; LAVIS's own runners don't write any."""
+    return Progress(**checkpoint.get("progress", {"validated": True}))
+
+
+def load_optimizer(optimizer: Optimizer, scaler: Any, checkpoint: Mapping[str, Any], source: str) -> None:
+    """Restore the optimizer and, with mixed precision, the loss scaler.
+
+    Args:
+        optimizer: Over the same parameters as the one that was saved.
+        scaler: A GradScaler or None.
+        checkpoint: What was read from the file.
+        source: The checkpoint's name, for messages.
+
+    Raises:
+        CheckpointError: The optimizer's state is of other parameters.
+    """
+    try:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{source}: its optimizer state is of another model: {error}") from error
+    if scaler is not None and checkpoint.get("scaler"):
+        scaler.load_state_dict(checkpoint["scaler"])

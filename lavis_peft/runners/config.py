@@ -1,0 +1,159 @@
+"""LAVIS's Config with the checks LAVIS leaves out, and with every override taking effect."""
+
+from argparse import Namespace
+from typing import Any
+
+from lavis.common.config import Config
+from lavis.common.registry import registry
+from omegaconf import DictConfig, OmegaConf
+
+from lavis_peft.checks import listing, suggestion
+from lavis_peft.errors import ConfigError
+from lavis_peft.runners.config_file import read_run_file
+from lavis_peft.runners.spec import RunSpec, parse_run
+
+#: A run config that has one of these is meant for training, so that what training needs can be asked for early.
+_TRAINING_KEYS = ("max_epoch", "init_lr", "lr_sched")
+
+
+class RunConfig(Config):
+    """LAVIS's run config, checked as a whole before any dataset or model is built.
+
+    Differs from LAVIS's in what an override reaches: ``model.model_type=…`` and ``datasets.NAME.type=…`` choose the
+    default YAML too, where LAVIS reads the file's own and ignores the override.
+
+    Args:
+        args: `cfg_path` and `options` as LAVIS's scripts parse them.
+
+    Raises:
+        ConfigError: Whatever is wrong with the file, the overrides or the names in them; all problems at once.
+    """
+
+    def __init__(self, args: Namespace) -> None:
+        self._merged, pairs = read_run_file(args.cfg_path, args.options)
+        check_names(self._merged, where=str(args.cfg_path))
+        super().__init__(Namespace(**{**vars(args), "options": pairs}))
+        _fill_defaults(self.config)
+
+    def build_model_config(self, config: DictConfig, **kwargs: Any) -> DictConfig:
+        """LAVIS's method, given the overridden model section."""
+        return Config.build_model_config(self._merged)
+
+    def build_dataset_config(self, config: DictConfig) -> DictConfig:
+        """LAVIS's method, given the overridden dataset sections."""
+        return Config.build_dataset_config(self._merged)
+
+
+def runner_name(config: DictConfig) -> str:
+    """The runner that a config asks for: by name, or ours for a model of ours, or else LAVIS's default."""
+    named = config.run.get("runner")
+    model_cls = registry.get_model_class(config.model.get("arch"))
+    ours = model_cls is not None and model_cls.__module__.startswith("lavis_peft.")
+    return str(named or ("runner_peft" if ours else "runner_base"))
+
+
+def run_spec(run: DictConfig) -> RunSpec:
+    """The run section of a LAVIS config as a value.
+
+    Args:
+        run: The section.
+
+    Raises:
+        ConfigError: As :func:`parse_run`.
+    """
+    plain = OmegaConf.to_container(run, resolve=True)
+    # A task of one's own names the run keys it reads in a class attribute `run_keys`.
+    task = registry.get_task_class(str(run.get("task")))
+    return parse_run(plain, extra_keys=getattr(task, "run_keys", ()))  # type: ignore[arg-type]
+
+
+def check_names(config: DictConfig, where: str = "") -> None:
+    """Look up every name that a run config gives, and check its run section.
+
+    Args:
+        config: The file with its overrides merged in.
+        where: The file's name, for the message.
+
+    Raises:
+        ConfigError: Lists every problem.
+    """
+    run = config.run
+    problems = model_problems(config.model) + _dataset_problems(config.datasets)
+    names = [
+        ("run.runner", run.get("runner"), registry.list_runners()),
+        ("run.task", run.get("task"), registry.list_tasks()),
+        ("run.lr_sched", run.get("lr_sched"), registry.list_lr_schedulers()),
+    ]
+    for key, name, known in names:
+        if name is not None and name not in known:
+            problems.append(_unknown(key, name, known))
+    if runner_name(config) == "runner_peft":
+        try:
+            spec = run_spec(run)
+        except ConfigError as error:
+            problems += error.problems
+        else:
+            if not spec.evaluate and any(key in run for key in _TRAINING_KEYS):
+                problems += spec.training_problems()
+    if problems:
+        raise ConfigError(problems, where=where)
+
+
+def _unknown(key: str, name: object, known: list[str]) -> str:
+    return f"{key}: unknown name {name!r}{suggestion(name, known)}; registered: {listing(known)}"
+
+
+def model_problems(model: DictConfig) -> list[str]:
+    arch = model.get("arch")
+    if arch is None:
+        return [f"model.arch: missing; registered: {listing(registry.list_models())}"]
+    model_cls = registry.get_model_class(arch)
+    if model_cls is None:
+        return [_unknown("model.arch", arch, registry.list_models())]
+    types = list(getattr(model_cls, "PRETRAINED_MODEL_CONFIG_DICT", {}))
+    kind = model.get("model_type")
+    if kind is None:
+        return [f"model.model_type: missing; {arch} has: {listing(types)}"]
+    if kind not in types:
+        return [f"model.model_type: unknown type {kind!r}{suggestion(kind, types)}; {arch} has: {listing(types)}"]
+    return []
+
+
+def _dataset_problems(datasets: DictConfig) -> list[str]:
+    problems = []
+    for name, section in datasets.items():
+        builder = registry.get_builder_class(name)
+        if builder is None:
+            problems.append(_unknown("datasets", name, registry.list_datasets()))
+            continue
+        if not isinstance(section, DictConfig):
+            problems.append(f"datasets.{name}: must be a mapping, found {section!r}")
+            continue
+        types = list(getattr(builder, "DATASET_CONFIG_DICT", {}))
+        kind = section.get("type", "default")
+        if types and kind not in types:
+            problems.append(
+                f"datasets.{name}.type: unknown type {kind!r}{suggestion(kind, types)}; {name} has: {listing(types)}"
+            )
+    return problems
+
+
+def gives_weights(config: Any) -> bool:
+    """Whether a config names weights to start from: base weights, a finetuned model, or a checkpoint.
+
+    Args:
+        config: A LAVIS config, the model's default YAML merged in.
+    """
+    model = config.model_cfg
+    return bool(
+        config.run_cfg.get("resume_ckpt_path")
+        or (model.get("load_finetuned") and model.get("finetuned"))
+        or (model.get("load_pretrained", True) and model.get("pretrained"))
+    )
+
+
+def _fill_defaults(config: DictConfig) -> None:
+    # LAVIS's scripts and tasks read these as attributes and fail on the first that the YAML leaves out.
+    for key, value in {"runner": runner_name(config), "seed": 42, "evaluate": False}.items():
+        if config.run.get(key) is None:
+            config.run[key] = value

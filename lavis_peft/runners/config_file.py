@@ -1,0 +1,125 @@
+"""A run's YAML and its `--options`, read and checked without importing LAVIS."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from lavis_peft.checks import listing, suggestion
+from lavis_peft.errors import ConfigError
+
+SECTIONS = ("model", "datasets", "run")
+
+
+def read_run_file(cfg_path: str | os.PathLike[str], options: Sequence[str] | None = None) -> tuple[DictConfig, list[str]]:
+    """Read a run config and its overrides.
+
+    Args:
+        cfg_path: The YAML file.
+        options: Overrides, ``key=value`` each, or LAVIS's older form: keys and values in turn.
+
+    Returns:
+        The config as the file has it, overrides merged in, and the overrides as ``key=value``.
+
+    Raises:
+        ConfigError: The file can't be read, lacks a section, or an override is malformed; all problems at once.
+    """
+    config = _load(Path(os.fspath(cfg_path)).expanduser(), str(cfg_path))
+    pairs, problems = parse_options(options or [])
+    problems += _section_problems(config)
+    if problems:
+        raise ConfigError(problems, where=str(cfg_path))
+    known = config.get("datasets") or {}
+    for pair in pairs:
+        problems += _dataset_problem(pair, known)
+    try:
+        merged = OmegaConf.merge(config, OmegaConf.from_dotlist(pairs))
+        OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
+        problems.append(f"the values don't fit together: {_first_line(error)}")
+    if problems:
+        raise ConfigError(problems, where=str(cfg_path))
+    return merged, pairs  # type: ignore[return-value]  # a merge of mappings is a mapping
+
+
+def parse_options(options: Sequence[str]) -> tuple[list[str], list[str]]:
+    """``key=value`` for each override, and what is wrong with them."""
+    if options and not any("=" in option for option in options):
+        if len(options) % 2:
+            return [], [f"--options {' '.join(options)}: must be KEY=VALUE, e.g. run.max_epoch=3"]
+        options = [f"{key}={value}" for key, value in zip(options[::2], options[1::2])]
+    pairs, problems = [], []
+    for option in options:
+        key, equals, _ = option.partition("=")
+        section, dot, rest = key.partition(".")
+        if not equals:
+            problems.append(f"--options {option}: must be KEY=VALUE, e.g. run.max_epoch=3")
+        elif section not in SECTIONS:
+            problems.append(
+                f"--options {option}: no section '{section}'{suggestion(section, SECTIONS)}; "
+                f"a key begins with one of: {listing(SECTIONS)}"
+            )
+        elif not dot or not rest:
+            problems.append(f"--options {option}: must name a key in '{section}', e.g. {section}.KEY=VALUE")
+        else:
+            problems += _value_problem(option)
+            pairs.append(option)
+    return pairs, problems
+
+
+def _value_problem(option: str) -> list[str]:
+    try:
+        OmegaConf.from_dotlist([option])
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        return [f"--options {option}: the value isn't YAML ({_first_line(error)})"]
+    return []
+
+
+def _dataset_problem(pair: str, known: Any) -> list[str]:
+    section, name = pair.partition("=")[0].split(".")[:2]
+    if section != "datasets" or name in known:
+        return []
+    return [f"--options {pair}: the config has no dataset '{name}'{suggestion(name, known)}; it has: {listing(known)}"]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _load(path: Path, shown: str) -> DictConfig:
+    if path.is_dir():
+        raise ConfigError(f"{shown}: is a directory; give the YAML file of a run")
+    try:
+        config = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{shown}: no such file") from None
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{shown}: isn't YAML: {_yaml_place(error)}") from None
+    except OSError as error:
+        raise ConfigError(f"{shown}: can't be read: {error.strerror or error}") from None
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{shown}: isn't a run config; it must be a mapping with the sections {listing(SECTIONS)}")
+    return config
+
+
+def _yaml_place(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    reason = getattr(error, "problem", None) or _first_line(error)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {reason}" if mark else reason
+
+
+def _section_problems(config: DictConfig) -> list[str]:
+    strangers = [name for name in config if name not in SECTIONS]
+    problems = [
+        f"{name}: unknown section{suggestion(name, SECTIONS)}; allowed: {listing(SECTIONS)}" for name in strangers
+    ]
+    for name in SECTIONS:
+        if name not in config:
+            problems.append(f"{name}: missing section")
+        elif not isinstance(config[name], DictConfig) or not len(config[name]):
+            problems.append(f"{name}: must be a mapping, found {config[name]!r}")
+    return problems

@@ -1,0 +1,148 @@
+"""Data loaders that need no GPU and whose order and augmentation follow from (seed, rank, epoch)."""
+
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+
+from lavis_peft.errors import ConfigError
+from lavis_peft.runners import distributed
+
+
+def seed_everything(seed: int, epoch: int) -> int:
+    """Seed every generator of this process from (seed, rank, epoch).
+
+    A resumed run gets the same augmentation and dropout as one that was never interrupted, without stored states.
+
+    Args:
+        seed: ``run.seed``.
+        epoch: Counted from 0.
+
+    Returns:
+        The seed that was used.
+    """
+    words = np.random.SeedSequence((seed, distributed.rank(), epoch)).generate_state(2, np.uint32)
+    derived = int(words[0]) << 31 ^ int(words[1])
+    random.seed(derived)
+    np.random.seed(int(words[0]))
+    torch.manual_seed(derived)
+    return derived
+
+
+class EpochLoader:
+    """A training loader that starts afresh each epoch, in an order fixed by (seed, epoch).
+
+    LAVIS keeps one endless iterator instead, sleeps two seconds whenever it wraps, and reshuffles only where there are
+    several processes. It has no ``__next__`` on purpose: LAVIS's loop then calls ``iter`` once per epoch.
+
+    Args:
+        loader: A loader over a :class:`DistributedSampler`.
+        on_gpu: Copy the next batch to the GPU while the current one is computed.
+    """
+
+    def __init__(self, loader: DataLoader[Any], on_gpu: bool) -> None:
+        self.loader = loader
+        self._on_gpu = on_gpu
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(_prefetched(self.loader, self._on_gpu))
+
+    def set_epoch(self, epoch: int, seed: int) -> None:
+        """Fix this epoch's order and every generator that it draws from.
+
+        Args:
+            epoch: Counted from 0.
+            seed: ``run.seed``.
+        """
+        self.loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # always a DistributedSampler
+        for part in getattr(self.loader.dataset, "datasets", [self.loader.dataset]):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch, seed=seed)
+        self.loader.generator.manual_seed(seed_everything(seed, epoch))
+
+
+def _prefetched(loader: DataLoader[Any], on_gpu: bool) -> Any:
+    if not on_gpu:
+        return loader  # LAVIS's PrefetchLoader makes a CUDA stream
+    from lavis.datasets.datasets.dataloader_utils import PrefetchLoader
+
+    return PrefetchLoader(loader)
+
+
+def train_loader(dataset: Dataset[Any], batch_size: int, num_workers: int, seed: int, on_gpu: bool) -> EpochLoader:
+    """A shuffled loader over this process's share; an incomplete last batch is dropped, as LAVIS does.
+
+    Args:
+        dataset: A map-style dataset; its `collater` is used if it has one.
+        batch_size: Samples per process.
+        num_workers: Loading processes.
+        seed: ``run.seed``.
+        on_gpu: Pin memory and prefetch.
+
+    Raises:
+        ConfigError: A streaming dataset, or fewer samples than one batch.
+    """
+    if isinstance(dataset, (tuple, IterableDataset)):
+        raise ConfigError("the training set is a stream (WebDataset), which has no epochs; use run.runner: runner_iter")
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        dataset, num_replicas=distributed.world_size(), rank=distributed.rank(), shuffle=True, seed=seed
+    )
+    if len(sampler) < batch_size:
+        raise ConfigError(
+            f"run.batch_size_train is {batch_size}, but the training set has only {len(sampler)} samples per process"
+        )
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=getattr(dataset, "collater", None),
+        pin_memory=on_gpu,
+        drop_last=True,
+        generator=torch.Generator(),
+    )
+    return EpochLoader(loader, on_gpu)
+
+
+def eval_loader(dataset: Dataset[Any], batch_size: int, num_workers: int, shared: bool, on_gpu: bool) -> Any:
+    """A loader in the dataset's order, over every process's own share or over everything.
+
+    Args:
+        dataset: A map-style dataset; its `collater` is used if it has one.
+        batch_size: Samples per process.
+        num_workers: Loading processes.
+        shared: Give each process its own share.
+        on_gpu: Pin memory and prefetch.
+    """
+    if isinstance(dataset, IterableDataset):
+        return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, pin_memory=on_gpu)
+    everything = range(len(dataset))  # type: ignore[arg-type]  # map-style datasets have a length
+    # A plain stride, where LAVIS pads the shares to equal length and so scores some samples twice. A process without a
+    # share takes the first sample: LAVIS's meter divides by the number of batches, and tasks drop doubles by id.
+    share = everything[distributed.rank() :: distributed.world_size()] or everything[:1]
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=share if shared else everything,
+        num_workers=num_workers,
+        collate_fn=getattr(dataset, "collater", None),
+        pin_memory=on_gpu,
+    )
+    return _prefetched(loader, on_gpu)
+
+
+def joined(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Datasets by split: training sets concatenated, by LAVIS's own rules.
+
+    Args:
+        datasets: Splits by dataset name, as LAVIS's tasks build them.
+    """
+    from lavis.datasets.data_utils import concat_datasets, reorg_datasets_by_split
+
+    return concat_datasets(reorg_datasets_by_split(datasets))

@@ -1,0 +1,15 @@
+"""Tasks: what a batch's loss and a split's metrics are."""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on demand, because it imports LAVIS.
+    if name == "TASKS":
+        # LAVIS comes first: its import registers this very table, which must not happen halfway through what follows.
+        import lavis  # noqa: F401
+
+        from lavis_peft.tasks.multiple_choice_vqa import MultipleChoiceVqaTask
+
+        return {"multiple_choice_vqa": MultipleChoiceVqaTask}
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

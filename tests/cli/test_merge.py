@@ -1,0 +1,127 @@
+"""`lavis-peft merge` on real small models: files, equality, refusals."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from omegaconf import OmegaConf
+
+import lavis_peft
+
+lavis_peft.register()
+
+from lavis.common.registry import registry  # noqa: E402  after the plugin made LAVIS importable
+
+from lavis_peft.cli import main  # noqa: E402
+from lavis_peft.models.merged import compare  # noqa: E402
+
+Section = Callable[..., dict[str, Any]]
+BOTH = {
+    "qformer": {"peft_type": "LORA", "sublayers": ["self_attention", "cross_attention", "ffn"], "r": 2, "lora_alpha": 4},
+    "llm": {"peft_type": "LORA", "sublayers": ["attention", "ffn"], "r": 2, "lora_alpha": 4},
+}
+
+
+def _trained(section: dict[str, Any], folder: Path) -> tuple[Path, Path, Any]:
+    """A run config with base weights, and a checkpoint of it in which every adapter does something."""
+    cls = registry.get_model_class(section["arch"])
+    base = cls.from_config({key: value for key, value in section.items() if key != "adapters"})
+    own = ("visual_encoder.", "t5_model.", "llm_model.")
+    torch.save({"model": {k: v for k, v in base.state_dict().items() if not k.startswith(own)}}, folder / "base.pth")
+    vit = folder / "vit.pth"
+    torch.save(base.visual_encoder.state_dict(), vit)
+    section = {
+        **section,
+        "model_type": "tiny",
+        "load_pretrained": True,
+        "pretrained": str(folder / "base.pth"),
+        "vit_model": {**section["vit_model"], "weights": str(vit)},
+    }
+    model = cls.from_config(section)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    torch.save({"model": state}, folder / "checkpoint_best.pth")
+    config = folder / "run.yaml"
+    run = {"runner": "runner_peft", "task": "multiple_choice_vqa"}
+    config.write_text(OmegaConf.to_yaml({"model": section, "datasets": {"easy_vqa": {"type": "default"}}, "run": run}))
+    return config, folder / "checkpoint_best.pth", model.eval()
+
+
+def _merge(*arguments: object) -> Any:
+    return CliRunner().invoke(main, ["merge", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_merged_files_give_the_unmerged_outputs(family: str, model_section: Section, tmp_path: Path) -> None:
+    config, checkpoint, model = _trained(model_section(family, adapters=BOTH), tmp_path)
+    result = _merge("--cfg-path", config, "--checkpoint", checkpoint, "--output", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["difference"] <= 1e-3
+    # Q-Former: query, value and four FFN layers in each of 4, cross-attention in every second. T5: q, v of 2 + 2·2
+    # attentions and 3 FFN layers in each of 4 blocks; LLaMA: 5 in each of 2 blocks.
+    assert report["layers"] == 4 * 6 + 2 * 4 + (6 * 2 + 4 * 3 if family == "t5" else 2 * 5)
+    merged = OmegaConf.load(tmp_path / "out" / "run.yaml").model
+    assert "adapters" not in merged
+    again = registry.get_model_class(merged.arch).from_config(merged).eval()
+    assert compare(model, again) <= 1e-3
+    base = registry.get_model_class(merged.arch).from_config(OmegaConf.load(config).model).eval()
+    assert compare(base, again) > 0.1
+    keys = torch.load(tmp_path / "out" / "merged.pth", weights_only=True)["model"]
+    assert not [key for key in keys if "lora" in key or "base_layer" in key]
+    assert set(keys) == set(torch.load(tmp_path / "base.pth", weights_only=True)["model"])
+
+
+def test_only_the_qformer_leaves_the_language_model_where_it_is(model_section: Section, tmp_path: Path) -> None:
+    section = model_section("t5", adapters={"qformer": BOTH["qformer"]})
+    config, checkpoint, _ = _trained(section, tmp_path)
+    assert _merge("--cfg-path", config, "--checkpoint", checkpoint, "--output", tmp_path / "out").exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["merged.pth", "run.yaml"]
+    assert OmegaConf.load(tmp_path / "out" / "run.yaml").model.t5_model == section["t5_model"]
+
+
+def test_a_folder_in_use_is_left_alone(model_section: Section, tmp_path: Path) -> None:
+    config, checkpoint, _ = _trained(model_section("t5", adapters=BOTH), tmp_path)
+    result = _merge("--cfg-path", config, "--checkpoint", checkpoint, "--output", tmp_path)
+    assert result.exit_code == 2
+    assert "exists already" in result.output
+    assert not (tmp_path / "merged.pth").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_nothing_written(model_section: Section, tmp_path: Path) -> None:
+    config, checkpoint, _ = _trained(model_section("t5", adapters=BOTH), tmp_path)
+    state = torch.load(checkpoint, weights_only=True)
+    state["model"] = {key.replace("lora_A", "lora_C"): value for key, value in state["model"].items()}
+    torch.save(state, checkpoint)
+    result = _merge("--cfg-path", config, "--checkpoint", checkpoint, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "lora_C" in result.output
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_weight_that_is_not_finite_is_refused(model_section: Section, tmp_path: Path) -> None:
+    config, checkpoint, _ = _trained(model_section("t5", adapters=BOTH), tmp_path)
+    state = torch.load(checkpoint, weights_only=True)
+    name = next(key for key in state["model"] if "lora_B" in key)
+    state["model"][name][0, 0] = float("nan")
+    torch.save(state, checkpoint)
+    result = _merge("--cfg-path", config, "--checkpoint", checkpoint, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "NaN" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_adapter_means_nothing_to_merge(model_section: Section, tmp_path: Path) -> None:
+    config, checkpoint, _ = _trained(model_section("t5", adapters={"qformer": "full"}), tmp_path)
+    result = _merge("--cfg-path", config, "--checkpoint", checkpoint, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "nothing to merge" in result.output
