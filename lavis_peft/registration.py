@@ -4,6 +4,9 @@ import importlib.util
 
 from lavis_peft.errors import UserError
 
+#: Names that the plugin brings to LAVIS 1.0.2 and LAVIS main has itself.
+_IN_LAVIS_MAIN = ("constant_lr",)
+
 
 def register() -> None:
     """Import LAVIS with the plugin's names registered. Idempotent.
@@ -38,5 +41,5 @@ def register_names() -> None:
     ]
     for known, add, table in tables:
         for name, cls in table.items():
-            if name not in known:
-                add(name)(cls)
+            if name not in known or (known[name] is not cls and name not in _IN_LAVIS_MAIN):
+                add(name)(cls)  # LAVIS raises where another plugin has the name

@@ -118,7 +118,7 @@ QFORMER_SIZES = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
-VIT_SIZES = {"embed_dim": 16, "depth": 2, "num_heads": 4, "patch_size": 8, "mlp_ratio": 2}
+VIT_SIZES = {"embed_dim": 16, "depth": 2, "num_heads": 4, "patch_size": 8, "mlp_ratio": 2, "stem": "linear"}
 
 
 @pytest.fixture
@@ -186,6 +186,9 @@ def run_file(
     def make(sizes: dict[str, int] | None = None, model: dict[str, Any] | None = None, **run: Any) -> Path:
         import yaml
 
+        from lavis_peft import compat
+
+        compat.apply()  # before transformers, for the parts that are made below
         data = tmp_path / "data"
         data.mkdir(exist_ok=True)
         counts = {"train": 12, "val": 4, "test": 5, **(sizes or {})}

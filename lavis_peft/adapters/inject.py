@@ -58,9 +58,6 @@ def target_names(module: nn.Module, family: str, spec: AdapterSpec, part: str) -
     config = peft_config(spec, targets, layers_to_transform=None)
     layers = dict(module.named_modules())
     names = tuple(name for name in layers if name and check_target_module_exists(config, name))
-    if words:
-        # peft takes a name in a list for an ending, too.
-        names = tuple(name for name in names if name in targets)
     names, problems = _in_layers(names, list(layers), family, spec, part)
     narrowed = ", ".join(key for key in NARROWING if key in spec.options)
     for word, group in words.items():

@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -53,10 +52,11 @@ class LazyGroup(click.Group):
             ctx.fail(f"No such command '{args[0]}'{suggestion(args[0], COMMANDS)}.")
         return super().resolve_command(ctx, args)
 
-    def main(self, args: Sequence[str] | None = None, **extra: Any) -> Any:
+    def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command line; the one place where errors become messages and exit codes."""
         try:
-            return super().main(args, **{**extra, "standalone_mode": False}) or sys.exit(0)
+            code = super().main(*args, **{**extra, "standalone_mode": False})
+            sys.exit(code if isinstance(code, int) else 0)
         except UserError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(2)

@@ -10,11 +10,9 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lavis_peft import __version__, paths
-
-T = TypeVar("T")
 
 INSTALL_LAVIS = "pip install --no-deps salesforce-lavis==1.0.2"
 
@@ -105,7 +103,7 @@ def diagnose() -> Diagnosis:
     return found
 
 
-def guarded(probe: Callable[[], T]) -> T | None:
+def guarded(probe: Callable[[], Any]) -> Any:
     """What `probe` returns, or None if it raises."""
     try:
         return probe()
@@ -149,7 +147,7 @@ def _lavis(found: Diagnosis) -> None:
     if spec is None or not spec.submodule_search_locations:
         found.report("LAVIS isn't installed", INSTALL_LAVIS)
         return
-    location = Path(list(spec.submodule_search_locations)[0])
+    location = Path(next(iter(spec.submodule_search_locations)))
     script = location.parent / "train.py"
     found.lavis = {
         **_distribution(location),
@@ -235,10 +233,10 @@ def _devices(found: Diagnosis) -> None:
 
 
 def _vicuna(found: Diagnosis) -> None:
-    transformers = None if _is_absent("transformers") else guarded(lambda: importlib.import_module("transformers"))
-    if transformers is None:
+    if _is_absent("transformers"):
         return
-    if not hasattr(transformers, "LlamaForCausalLM"):
+    # Not by the class: importing one drags in torchvision, which may be what is broken.
+    if _is_absent("transformers.models.llama"):
         found.report(
             f"transformers {found.versions['transformers']} has no LLaMA: FLAN-T5 models work, Vicuna models don't",
             "pip install --upgrade transformers peft timm",

@@ -148,6 +148,8 @@ class Blip2InstructPeft(Blip2Base):
     def apply_adapters(self) -> None:
         """Put the adapters in and decide what trains. Base weights must be loaded before."""
         families = {"qformer": "qformer", "llm": self.family}
+        if self.adapters.llm.mode == "full":
+            self.llm.float()  # AdamW's steps get lost in half precision, and a GradScaler refuses fp16 parameters
         inject.apply(self.adapters, self.adapter_parts(), families, self.extra_parts())
 
     def maybe_autocast(self, dtype: torch.dtype = torch.float16) -> contextlib.AbstractContextManager:
@@ -155,8 +157,10 @@ class Blip2InstructPeft(Blip2Base):
         device = self.device.type
         if device != "cpu":
             return torch.autocast(device, dtype=dtype)
-        full = self.spec.vit_precision == "fp32" and self.spec.llm_precision == "fp32"
-        return contextlib.nullcontext() if full else torch.autocast("cpu", dtype=torch.bfloat16)
+        # By the weights, not by the YAML: LAVIS's load_model_and_preprocess casts a model for a CPU to float32.
+        weights = (next(self.llm.parameters()), self.visual_encoder.blocks[0].attn.qkv.weight)
+        half = any(weight.dtype in (torch.float16, torch.bfloat16) for weight in weights)
+        return torch.autocast("cpu", dtype=torch.bfloat16) if half else contextlib.nullcontext()
 
     # Forward
 

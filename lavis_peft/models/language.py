@@ -1,5 +1,6 @@
 """The frozen language models and their tokenizers, from a hub name, a local folder or sizes."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,6 +93,8 @@ def build_language_model(
         build = model_class if family == "t5" else model_class.from_config
         return _untied(build(config)).to(dtype)
     name = str(local_folder(source) or source)
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
     try:
         model, info = model_class.from_pretrained(name, config=config, torch_dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:

@@ -2,13 +2,15 @@
 
 from typing import Any
 
-from lavis_peft.runners.schedules import SCHEDULES
-
 __all__ = ["RUNNERS", "SCHEDULES", "RunnerPeft"]
 
 
 def __getattr__(name: str) -> Any:
-    # RunnerPeft's base class lives in LAVIS, and the run section's checks must work before LAVIS is imported.
+    # On demand: a run config is checked before the seconds that importing torch and LAVIS takes.
+    if name == "SCHEDULES":
+        from lavis_peft.runners.schedules import SCHEDULES
+
+        return SCHEDULES
     if name not in ("RUNNERS", "RunnerPeft"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from lavis_peft.runners.runner_peft import RunnerPeft

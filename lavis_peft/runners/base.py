@@ -39,6 +39,16 @@ class BaseRunnerPeft(RunnerBase):
         ConfigError: The run section is wrong, or names splits that the datasets lack.
     """
 
+    # LAVIS's constructor sets these; what they are isn't typed there.
+    job_id: str
+    datasets: dict[str, Any]
+    _model: nn.Module
+    _wrapped_model: nn.Module | None
+    _optimizer: torch.optim.Optimizer | None
+    _scaler: Any
+    _lr_sched: Any
+    _dataloaders: dict[str, Any] | None
+
     def __init__(self, cfg: Any, task: Any, model: nn.Module, datasets: dict[str, Any], job_id: str) -> None:
         self.spec: RunSpec = run_spec(cfg.run_cfg)
         check_splits({"valid_splits": self.spec.valid_splits, "test_splits": self.spec.test_splits}, datasets)
@@ -165,7 +175,8 @@ class BaseRunnerPeft(RunnerBase):
         if self.start_epoch >= self.max_epoch:
             raise ConfigError(
                 f"run.resume_ckpt_path: {path} is of epoch {self.start_epoch - 1}, and run.max_epoch={self.max_epoch} "
-                f"ends with epoch {self.max_epoch - 1}; raise run.max_epoch to train on, or score it with run.evaluate=true"
+                f"ends with epoch {self.max_epoch - 1}; raise run.max_epoch to train on, or score it with "
+                "run.evaluate=true"
             )
 
     def _load_checkpoint(self, url_or_filename: str) -> None:

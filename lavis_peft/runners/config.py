@@ -64,7 +64,7 @@ def run_spec(run: DictConfig) -> RunSpec:
     plain = OmegaConf.to_container(run, resolve=True)
     # A task of one's own names the run keys it reads in a class attribute `run_keys`.
     task = registry.get_task_class(str(run.get("task")))
-    return parse_run(plain, extra_keys=getattr(task, "run_keys", ()))  # type: ignore[arg-type]
+    return parse_run(plain, extra_keys=getattr(task, "run_keys", ()))
 
 
 def check_names(config: DictConfig, where: str = "") -> None:

@@ -15,7 +15,9 @@ from lavis_peft.errors import ConfigError
 SECTIONS = ("model", "datasets", "run")
 
 
-def read_run_file(cfg_path: str | os.PathLike[str], options: Sequence[str] | None = None) -> tuple[DictConfig, list[str]]:
+def read_run_file(
+    cfg_path: str | os.PathLike[str], options: Sequence[str] | None = None
+) -> tuple[DictConfig, list[str]]:
     """Read a run config and its overrides.
 
     Args:
@@ -43,7 +45,7 @@ def read_run_file(cfg_path: str | os.PathLike[str], options: Sequence[str] | Non
         problems.append(f"the values don't fit together: {_first_line(error)}")
     if problems:
         raise ConfigError(problems, where=str(cfg_path))
-    return merged, pairs  # type: ignore[return-value]  # a merge of mappings is a mapping
+    return merged, pairs
 
 
 def parse_options(options: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -51,7 +53,7 @@ def parse_options(options: Sequence[str]) -> tuple[list[str], list[str]]:
     if options and not any("=" in option for option in options):
         if len(options) % 2:
             return [], [f"--options {' '.join(options)}: must be KEY=VALUE, e.g. run.max_epoch=3"]
-        options = [f"{key}={value}" for key, value in zip(options[::2], options[1::2])]
+        options = [f"{key}={value}" for key, value in zip(options[::2], options[1::2], strict=True)]
     pairs, problems = [], []
     for option in options:
         key, equals, _ = option.partition("=")

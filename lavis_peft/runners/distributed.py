@@ -164,7 +164,9 @@ def init_distributed_mode(args: Any) -> None:
             "Slurm started several processes, but MASTER_ADDR and MASTER_PORT aren't set; "
             "export them, or set run.dist_url to tcp://HOST:PORT"
         )
-    dist.init_process_group(args.dist_backend, init_method=url, world_size=args.world_size, rank=args.rank, timeout=TIMEOUT)
+    dist.init_process_group(
+        args.dist_backend, init_method=url, world_size=args.world_size, rank=args.rank, timeout=TIMEOUT
+    )
     dist.barrier()
     _log.info("process %d of %d, %s", args.rank, args.world_size, args.dist_backend)
     # Only the main process prints LAVIS's log lines.

@@ -54,7 +54,7 @@ def find_lavis() -> ModuleSpec | None:
 def _choosing(base: type, registry: Any) -> type:
     """A class that makes the runner named by ``run.runner``; as a base class of a user's own runner it is `base`."""
 
-    class RunnerBase(base):  # type: ignore[misc,valid-type]  # the base is known at run time only
+    class RunnerBase(base):
         _chooses = True
 
         def __new__(cls, cfg: Any, *args: Any, **kwargs: Any) -> Any:

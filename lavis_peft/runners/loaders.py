@@ -60,7 +60,7 @@ class EpochLoader:
             epoch: Counted from 0.
             seed: ``run.seed``.
         """
-        self.loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # always a DistributedSampler
+        self.loader.sampler.set_epoch(epoch)
         for part in getattr(self.loader.dataset, "datasets", [self.loader.dataset]):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch, seed=seed)
@@ -122,7 +122,7 @@ def eval_loader(dataset: Dataset[Any], batch_size: int, num_workers: int, shared
     """
     if isinstance(dataset, IterableDataset):
         return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, pin_memory=on_gpu)
-    everything = range(len(dataset))  # type: ignore[arg-type]  # map-style datasets have a length
+    everything = range(len(dataset))
     # A plain stride, where LAVIS pads the shares to equal length and so scores some samples twice. A process without a
     # share takes the first sample: LAVIS's meter divides by the number of batches, and tasks drop doubles by id.
     share = everything[distributed.rank() :: distributed.world_size()] or everything[:1]

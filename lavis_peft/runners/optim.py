@@ -19,7 +19,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         model: Its parameters that require a gradient are taken.
         weight_decay: Of all the others.
     """
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             spare = parameter.ndim < 2 or any(part in name for part in ("bias", "ln", "bn"))

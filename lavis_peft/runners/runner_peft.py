@@ -136,7 +136,12 @@ class RunnerPeft(BaseRunnerPeft):
         if not self.spec.patience or self.progress.stale < self.spec.patience:
             return False
         best = self.progress
-        _log.info("Stopping early: %d validations since the best, epoch %s's %s", best.stale, best.best_epoch, best.best_metric)
+        _log.info(
+            "Stopping early: %d validations since the best, epoch %s's %s",
+            best.stale,
+            best.best_epoch,
+            best.best_metric,
+        )
         return True
 
     # ---- scoring -------------------------------------------------------------------------------------------------
@@ -180,7 +185,9 @@ class RunnerPeft(BaseRunnerPeft):
         scores = {split: self._score(split, epoch) for split in self.spec.valid_splits}
         decisive = self.spec.decisive_split or ""
         if scores[decisive] and "agg_metrics" not in scores[decisive]:
-            raise ConfigError(f"run.valid_splits: task {self.spec.task} gives no agg_metrics, so no epoch can be called best")
+            raise ConfigError(
+                f"run.valid_splits: task {self.spec.task} gives no agg_metrics, so no epoch can be called best"
+            )
         # Only the main process is sure to have the metrics; all must agree on when to stop.
         self.progress = distributed.from_main(self.progress.after(scores[decisive].get("agg_metrics"), epoch))
         for split, metrics in scores.items():

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from lavis_peft.checks import unknown_keys
+from lavis_peft.checks import listing, suggestion
 from lavis_peft.errors import ConfigError
 
 #: Patience of the research code, where early stopping is on unless `disable_early_stopping` is true.
@@ -12,13 +12,39 @@ RESEARCH_PATIENCE = 3
 
 #: Run keys that LAVIS's tasks and models read; the runner leaves them alone.
 TASK_KEYS = frozenset(
-    "anno_files annotation_file block_num cap_max_length cap_min_length caption_key img_ids inference_method "
-    "internal_bsz_fid k_test length_penalty load_gt_from_file max_len min_len num_ans_candidates num_beams "
-    "num_captions num_captions_fid num_patches prompt ques_files repetition_penalty report_metric sample_id_key "
-    "segments temperature top_k top_p".split()
+    {
+        "anno_files",
+        "annotation_file",
+        "block_num",
+        "cap_max_length",
+        "cap_min_length",
+        "caption_key",
+        "img_ids",
+        "inference_method",
+        "internal_bsz_fid",
+        "k_test",
+        "length_penalty",
+        "load_gt_from_file",
+        "max_len",
+        "min_len",
+        "num_ans_candidates",
+        "num_beams",
+        "num_captions",
+        "num_captions_fid",
+        "num_patches",
+        "prompt",
+        "ques_files",
+        "repetition_penalty",
+        "report_metric",
+        "sample_id_key",
+        "segments",
+        "temperature",
+        "top_k",
+        "top_p",
+    }
 )
 #: Run keys that the start of several processes reads or writes.
-PROCESS_KEYS = frozenset("dist_backend dist_url distributed gpu rank world_size".split())
+PROCESS_KEYS = frozenset(["dist_backend", "dist_url", "distributed", "gpu", "rank", "world_size"])
 #: Keys of LAVIS that an epoch-based runner can't honour, and why.
 REFUSED_KEYS = {
     "iters_per_inner_epoch": "counts iterations, but runner_peft counts epochs (run.max_epoch)",
@@ -195,7 +221,12 @@ def parse_run(section: Mapping[str, Any], extra_keys: Iterable[str] = ()) -> Run
         raise ConfigError(f"run: must be a mapping, found {section!r}")
     keys = {spec.name: spec for spec in fields(RunSpec)}
     problems = [f"run.{key}: {why}" for key, why in REFUSED_KEYS.items() if section.get(key) is not None]
-    problems += unknown_keys(section, {*keys, *TASK_KEYS, *PROCESS_KEYS, *REFUSED_KEYS, *extra_keys}, "run")
+    known = {*keys, *TASK_KEYS, *PROCESS_KEYS, *REFUSED_KEYS, *extra_keys}
+    problems += [
+        f"run.{key}: unknown key{suggestion(key, known)}; the runner's keys: {listing(keys)}"
+        for key in section
+        if key not in known
+    ]
     values: dict[str, Any] = {}
     for name, value in section.items():
         if name not in keys or value is None:

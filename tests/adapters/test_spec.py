@@ -120,6 +120,7 @@ def test_as_dict_is_plain_and_parses_to_the_same(section: Mapping[str, object]) 
         ({"llm": {**LORA, "r": True}}, "model.adapters.llm.r: found True; give a whole number above 0"),
         ({"llm": {**LORA, "r": 8.0}}, "model.adapters.llm.r: found 8.0; give a whole number above 0"),
         ({"llm": {**LORA, "r": None}}, "model.adapters.llm.r: found None; give a whole number above 0"),
+        ({"llm": {**LORA, "lora_alpha": True}}, "model.adapters.llm.lora_alpha: found True; give a number above 0"),
         ({"llm": {**LORA, "lora_alpha": 0}}, "model.adapters.llm.lora_alpha: found 0; give a number above 0"),
         (
             {"llm": {**LORA, "lora_alpha": float("inf")}},

@@ -18,7 +18,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_overrides_reach_every_section(path: Path) -> None:
-    config, pairs = read_run_file(path, ["model.model_type=c", "datasets.d.type=y", "run.init_lr=2e-4", "run.new=[1,2]"])
+    config, pairs = read_run_file(
+        path, ["model.model_type=c", "datasets.d.type=y", "run.init_lr=2e-4", "run.new=[1,2]"]
+    )
     assert (config.model.model_type, config.datasets.d.type, config.run.init_lr) == ("c", "y", 2e-4)
     assert list(config.run.new) == [1, 2]
     assert pairs[0] == "model.model_type=c"

@@ -72,7 +72,8 @@ def test_too_few_samples() -> None:
 
 def test_a_stream_has_no_epochs() -> None:
     class Stream(IterableDataset[Any]):
-        pass
+        def __iter__(self) -> Any:
+            return iter(())
 
     with pytest.raises(ConfigError, match="runner_iter"):
         train_loader(Stream(), 2, 0, seed=1, on_gpu=False)

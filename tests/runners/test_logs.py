@@ -16,7 +16,14 @@ from lavis_peft.runners.logs import RunLog, plain
 
 def test_plain_values() -> None:
     found = plain(
-        {"a": np.float32(0.5), "b": torch.tensor(2), "c": float("nan"), 4: (1, Path("x")), "d": np.array([1, 2]), "e": True}
+        {
+            "a": np.float32(0.5),
+            "b": torch.tensor(2),
+            "c": float("nan"),
+            4: (1, Path("x")),
+            "d": np.array([1, 2]),
+            "e": True,
+        }
     )
     assert found == {"a": 0.5, "b": 2, "c": None, "4": [1, "x"], "d": [1, 2], "e": True}
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 import lavis_peft
 from lavis_peft.adapters.checkpoint import read_checkpoint
@@ -39,6 +39,9 @@ class Points(Dataset[Any]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         x = torch.tensor([index / 8.0, 1.0])
         return {"x": x, "y": 2 * x[:1]}
+
+    def collater(self, samples: list[Any]) -> Any:
+        return default_collate(samples)
 
 
 class Line(BaseModel):
@@ -117,7 +120,7 @@ def test_training_without_validation_keeps_the_last_epoch(tmp_path: Path) -> Non
     metrics = runner.train()
     assert not torch.equal(weights(runner), before)
     assert files_of(runner) == {"checkpoint_2.pth"}
-    assert metrics["test"]["agg_metrics"] == pytest.approx(float(runner.plain_model.head.weight[0, 0]))
+    assert metrics["test"]["agg_metrics"] == pytest.approx(runner.plain_model.head.weight[0, 0].item())
     saved = read_checkpoint(runner.output_dir / "checkpoint_2.pth")
     assert sorted(saved["model"]) == ["head.bias", "head.weight"]
     assert saved["epoch"] == 2
@@ -154,12 +157,19 @@ def test_the_log_is_full_precision_and_line_by_line(tmp_path: Path) -> None:
     config, *epochs = log_of(runner)
     assert config["config"]["run"]["init_lr"] == 3e-7
     assert [line["train_lr"] for line in epochs] == pytest.approx([3e-7, 2e-7, 1e-7], rel=1e-12)
-    assert all(isinstance(line["train_loss"], float) and line["train_loss"] != round(line["train_loss"], 3) for line in epochs)
+    assert all(
+        isinstance(line["train_loss"], float) and line["train_loss"] != round(line["train_loss"], 3) for line in epochs
+    )
 
 
 @pytest.mark.parametrize(
     ("run", "epochs"),
-    [({"early_stopping": 2}, 4), ({"disable_early_stopping": False}, 5), ({"disable_early_stopping": True}, 8), ({}, 8)],
+    [
+        ({"early_stopping": 2}, 4),
+        ({"disable_early_stopping": False}, 5),
+        ({"disable_early_stopping": True}, 8),
+        ({}, 8),
+    ],
 )
 def test_early_stopping(run: dict[str, Any], epochs: int, tmp_path: Path) -> None:
     runner = make(tmp_path, Scripted([1, 2, 2, 1, 1, 1, 1, 1]), valid_splits=["val"], max_epoch=8, **run)
@@ -252,7 +262,9 @@ def test_a_finished_run_cannot_be_resumed(tmp_path: Path) -> None:
     done = make(tmp_path, max_epoch=2)
     done.train()
     path = str(done.output_dir / "checkpoint_1.pth")
-    with pytest.raises(ConfigError, match=r"is of epoch 1, and run\.max_epoch=2 ends with epoch 1; raise run\.max_epoch"):
+    with pytest.raises(
+        ConfigError, match=r"is of epoch 1, and run\.max_epoch=2 ends with epoch 1; raise run\.max_epoch"
+    ):
         make(tmp_path, max_epoch=2, resume_ckpt_path=path).train()
 
 
@@ -261,7 +273,7 @@ def test_evaluation_scores_the_checkpoint_that_is_given(tmp_path: Path) -> None:
     trained.train()
     path = str(trained.output_dir / "checkpoint_2.pth")
     runner = make(tmp_path, test_splits=["test"], resume_ckpt_path=path)
-    expected = pytest.approx(float(trained.plain_model.head.weight[0, 0]))
+    expected = pytest.approx(trained.plain_model.head.weight[0, 0].item())
     assert runner.evaluate(skip_reload=True)["test"]["agg_metrics"] == expected
     both = make(
         tmp_path, Scripted([4.0]), valid_splits=["val"], test_splits=["test"], evaluate=True, resume_ckpt_path=path

@@ -35,7 +35,13 @@ def test_all_problems_come_at_once_and_a_typo_is_recognised() -> None:
     found = problems(max_epohc=3, min_lr="low", evaluate="yes", max_epoch=2.5, valid_splits="val", device="gpu")
     assert len(found) == 6
     assert "run.max_epohc: unknown key (did you mean 'max_epoch'?)" in found[0]
-    for part in ("min_lr: must be a number", "true or false", "whole number, found 2.5", "[val]", "cuda:N, found 'gpu'"):
+    for part in (
+        "min_lr: must be a number",
+        "true or false",
+        "whole number, found 2.5",
+        "[val]",
+        "cuda:N, found 'gpu'",
+    ):
         assert any(part in line for line in found), part
 
 
