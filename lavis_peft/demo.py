@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lavis_peft.demo_picture import draw_examples
 from lavis_peft.errors import UserError
 from lavis_peft.paths import projects_dir
 
@@ -63,6 +64,7 @@ class Demo:
                 self.stop()
                 raise
         seconds = round(time.monotonic() - started, 1)
+        draw_examples(read_predictions(runs["before"]), read_predictions(runs["after"]), self.folder / "examples.png")
         figures = {**read_figures(runs), "llm": self.llm, "quick": self.quick, "seconds": seconds}
         return {**figures, "output": str(self.folder), "files": {name: str(run) for name, run in runs.items()}}
 

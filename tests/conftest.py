@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 
+from lavis_peft import compat
+
 # Nothing in the suite may wait for a hub that isn't there.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Before any test module imports transformers: a torchvision that doesn't fit the torch would break it.
+compat.apply()
 
 WORDS = (
     "question short answer : ? . ( ) a b c is there the what color shape image picture no yes not in of red green "

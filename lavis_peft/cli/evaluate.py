@@ -13,7 +13,7 @@ from lavis_peft.cli.run_options import RunCommand, run_options
 @run_options
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
 def command(cfg_path: str, options: tuple[str, ...], as_json: bool) -> None:
-    """Score a model on the test splits of a run config, as LAVIS's evaluate.py does."""
+    """Score a model on its test splits, as LAVIS's evaluate.py does."""
     from lavis_peft.cli.running import build_runner
     from lavis_peft.runners import distributed
     from lavis_peft.runners.logs import plain
