@@ -39,21 +39,20 @@ def run_script(argv: list[str]) -> None:
     sys.path[0] = os.path.dirname(os.path.abspath(script))
     lavis_peft.register()
     hooks.install()
-    try:
-        runpy.run_path(script, run_name="__main__")
-    finally:
-        distributed.shutdown()
+    runpy.run_path(script, run_name="__main__")
+    # Not after an error: leaving the group would wait for processes that wait for this one.
+    distributed.shutdown()
 
 
 def _check_config_file(arguments: list[str]) -> None:
-    # A misspelt file name should not cost the seconds that importing LAVIS takes. Only the file is looked at here;
-    # names and overrides are checked when the script makes its Config.
+    # A misspelt file name should not cost the seconds that importing LAVIS takes. What is in the file is checked when
+    # the script makes its Config: a script of one's own may read something else than a run config.
     for number, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if flag == "--cfg-path" and (equals or number + 1 < len(arguments)):
-            from lavis_peft.runners.config_file import read_run_file
+            from lavis_peft.runners.config_file import load_yaml
 
-            read_run_file(value if equals else arguments[number + 1])
+            load_yaml(value if equals else arguments[number + 1])
 
 
 def main() -> int:

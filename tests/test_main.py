@@ -18,6 +18,8 @@ RunFile = Callable[..., Path]
 SCRIPT = """
 import argparse
 
+import torch
+
 import lavis.tasks as tasks
 from lavis.common.config import Config
 from lavis.common.dist_utils import get_rank, init_distributed_mode
@@ -35,7 +37,7 @@ if __name__ == "__main__":
     job_id = now()
     cfg = Config(parser.parse_args())
     init_distributed_mode(cfg.run_cfg)
-    seed = cfg.run_cfg.seed + get_rank()
+    torch.manual_seed(cfg.run_cfg.seed + get_rank())
     setup_logger()
     cfg.pretty_print()
     task = tasks.setup_task(cfg)
@@ -104,7 +106,8 @@ def test_a_script_runs_as_python_would_run_it_with_the_plugin_loaded(tmp_path: P
     text = (
         "import json, os, sys, beside\n"
         "from lavis.common.registry import registry\n"
-        "print(json.dumps([__name__, sys.argv, os.path.basename(sys.path[0]), beside.VALUE, registry.list_runners()]))\n"
+        "folder = os.path.basename(sys.path[0])\n"
+        "print(json.dumps([__name__, sys.argv, folder, beside.VALUE, registry.list_runners()]))\n"
         "sys.exit(5)\n"
     )
     write(tmp_path / "scripts", "s.py", text)

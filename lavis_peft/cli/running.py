@@ -1,12 +1,42 @@
 """What LAVIS's train.py and evaluate.py do, for where there is no LAVIS checkout."""
 
+import contextlib
+import json
+import random
+import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+import click
 
 from lavis_peft.errors import ConfigError
+
+
+def run(cfg_path: str, options: Sequence[str], training: bool) -> dict[str, Any]:
+    """Do what train.py or evaluate.py does.
+
+    Args:
+        cfg_path: The run config.
+        options: Overrides.
+        training: Train, or score the test splits.
+
+    Returns:
+        ``output_dir``, and the metrics of each test split; nothing on other than the main process.
+
+    Raises:
+        UserError: As :func:`build_runner`, and whatever the run finds wrong.
+    """
+    # LAVIS prints its progress; standard output is for results.
+    with contextlib.redirect_stdout(sys.stderr):
+        runner = build_runner(cfg_path, options, training)
+        metrics = (runner.train() if training else runner.evaluate(skip_reload=True)) or {}
+
+        from lavis_peft.runners import distributed
+
+        main = distributed.is_main()
+        distributed.shutdown()
+    return {"output_dir": runner.output_dir, **metrics} if main else {}
 
 
 def build_runner(cfg_path: str, options: Sequence[str], training: bool) -> Any:
@@ -34,7 +64,6 @@ def build_runner(cfg_path: str, options: Sequence[str], training: bool) -> Any:
 
     from lavis_peft.runners import distributed, hooks
     from lavis_peft.runners.config import RunConfig
-    from lavis_peft.runners.loaders import seed_everything
 
     hooks.install()
     cfg = RunConfig(Namespace(cfg_path=cfg_path, options=list(options)))
@@ -42,9 +71,7 @@ def build_runner(cfg_path: str, options: Sequence[str], training: bool) -> Any:
     if ours:
         _check_purpose(cfg, training)
     distributed.init_distributed_mode(cfg.run_cfg)
-    seed_everything(int(cfg.run_cfg.seed), epoch=0)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    _seed(int(cfg.run_cfg.seed) + distributed.rank())
     setup_logger()
     cfg.pretty_print()
     task = tasks.setup_task(cfg)
@@ -57,6 +84,18 @@ def build_runner(cfg_path: str, options: Sequence[str], training: bool) -> Any:
     from lavis.common.utils import now
 
     return runner_cls(cfg=cfg, job_id=now(), task=task, model=model, datasets=datasets)
+
+
+def _seed(seed: int) -> None:
+    # As LAVIS's scripts do, so that parts with random weights are the same whichever of the two starts a run.
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
 
 
 def _check_purpose(cfg: Any, training: bool) -> None:
@@ -88,3 +127,28 @@ def _check_datasets(cfg: Any, datasets: Any, training: bool) -> None:
     if training and not spec.evaluate:
         wanted = {"train_splits": spec.train_splits, **wanted}
     check_splits(wanted, datasets)
+
+
+def show(result: Mapping[str, Any], as_json: bool) -> None:
+    """Print a result on standard output: JSON, or a line for each value.
+
+    Args:
+        result: Nested mappings of values; where it is empty, nothing is printed.
+        as_json: Print JSON.
+    """
+    if not result:
+        return
+    from lavis_peft.runners.logs import plain
+
+    if as_json:
+        click.echo(json.dumps(plain(result), indent=2))
+        return
+    for key, value in _flat(plain(result)).items():
+        click.echo(f"{key}: {value}")
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
+    return flat

@@ -1,8 +1,5 @@
 """`lavis-peft train`."""
 
-import contextlib
-import sys
-
 import click
 
 from lavis_peft.cli.run_options import RunCommand, run_options
@@ -10,14 +7,9 @@ from lavis_peft.cli.run_options import RunCommand, run_options
 
 @click.command("train", cls=RunCommand)
 @run_options
-def command(cfg_path: str, options: tuple[str, ...]) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print where the run is, and its test metrics, as JSON.")
+def command(cfg_path: str, options: tuple[str, ...], as_json: bool) -> None:
     """Train by a run config, as LAVIS's train.py does."""
-    from lavis_peft.cli.running import build_runner
-    from lavis_peft.runners import distributed
+    from lavis_peft.cli.running import run, show
 
-    # LAVIS prints its progress; standard output is for results.
-    with contextlib.redirect_stdout(sys.stderr):
-        try:
-            build_runner(cfg_path, options, training=True).train()
-        finally:
-            distributed.shutdown()
+    show(run(cfg_path, options, training=True), as_json)

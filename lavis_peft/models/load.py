@@ -28,11 +28,11 @@ def load_run(
     from lavis.common.registry import registry
     from omegaconf import OmegaConf
 
-    from lavis_peft.runners.config import check_names
+    from lavis_peft.runners.config import check_config
     from lavis_peft.runners.config_file import read_run_file
 
     config, _ = read_run_file(cfg_path, options)
-    check_names(config, where=cfg_path)
+    check_config(config, where=cfg_path)
     cls = registry.get_model_class(config.model.arch)
     if not issubclass(cls, Blip2InstructPeft):
         raise ConfigError(f"model.arch: {config.model.arch} is not a model of this plugin", where=cfg_path)

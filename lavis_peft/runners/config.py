@@ -1,6 +1,7 @@
 """LAVIS's Config with the checks LAVIS leaves out, and with every override taking effect."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
 
 from lavis.common.config import Config
@@ -31,7 +32,7 @@ class RunConfig(Config):
 
     def __init__(self, args: Namespace) -> None:
         self._merged, pairs = read_run_file(args.cfg_path, args.options)
-        check_names(self._merged, where=str(args.cfg_path))
+        check_config(self._merged, where=str(args.cfg_path))
         super().__init__(Namespace(**{**vars(args), "options": pairs}))
         _fill_defaults(self.config)
 
@@ -48,7 +49,7 @@ def runner_name(config: DictConfig) -> str:
     """The runner that a config asks for: by name, or ours for a model of ours, or else LAVIS's default."""
     named = config.run.get("runner")
     model_cls = registry.get_model_class(config.model.get("arch"))
-    ours = model_cls is not None and model_cls.__module__.startswith("lavis_peft.")
+    ours = model_cls is not None and _is_plugins(model_cls)
     return str(named or ("runner_peft" if ours else "runner_base"))
 
 
@@ -67,36 +68,72 @@ def run_spec(run: DictConfig) -> RunSpec:
     return parse_run(plain, extra_keys=getattr(task, "run_keys", ()))
 
 
-def check_names(config: DictConfig, where: str = "") -> None:
-    """Look up every name that a run config gives, and check its run section.
+def check_config(config: DictConfig, where: str = "") -> None:
+    """Look up every name that a run config gives, and check each section by what will read it.
 
     Args:
         config: The file with its overrides merged in.
         where: The file's name, for the message.
 
     Raises:
-        ConfigError: Lists every problem.
+        ConfigError: Lists the problems of all sections.
     """
+    problems = model_problems(config.model) or _model_section_problems(config)
+    for name, section in config.datasets.items():
+        problems += _dataset_problems(name, section) or _dataset_section_problems(name, section)
+    problems += _run_problems(config)
+    if problems:
+        raise ConfigError(problems, where=where)
+
+
+def _found_by(check: Callable[[], Any]) -> list[str]:
+    try:
+        check()
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def _is_plugins(cls: Any) -> bool:
+    return cls.__module__.startswith("lavis_peft.")
+
+
+def _run_problems(config: DictConfig) -> list[str]:
     run = config.run
-    problems = model_problems(config.model) + _dataset_problems(config.datasets)
     names = [
         ("run.runner", run.get("runner"), registry.list_runners()),
         ("run.task", run.get("task"), registry.list_tasks()),
         ("run.lr_sched", run.get("lr_sched"), registry.list_lr_schedulers()),
     ]
-    for key, name, known in names:
-        if name is not None and name not in known:
-            problems.append(_unknown(key, name, known))
+    problems = [_unknown(key, name, known) for key, name, known in names if name is not None and name not in known]
     if runner_name(config) == "runner_peft":
-        try:
-            spec = run_spec(run)
-        except ConfigError as error:
-            problems += error.problems
-        else:
-            if not spec.evaluate and any(key in run for key in _TRAINING_KEYS):
-                problems += spec.training_problems()
-    if problems:
-        raise ConfigError(problems, where=where)
+        problems += _found_by(lambda: _check_run_section(run))
+    task = registry.get_task_class(str(run.get("task")))
+    if task is not None and _is_plugins(task):
+        problems += _found_by(lambda: task.setup_task(cfg=Namespace(run_cfg=run)))
+    return problems
+
+
+def _check_run_section(run: DictConfig) -> None:
+    spec = run_spec(run)
+    if not spec.evaluate and any(key in run for key in _TRAINING_KEYS) and (problems := spec.training_problems()):
+        raise ConfigError(problems)
+
+
+def _model_section_problems(config: DictConfig) -> list[str]:
+    model_cls = registry.get_model_class(config.model.arch)
+    if not hasattr(model_cls, "parse_config"):
+        return []
+    return _found_by(lambda: model_cls.parse_config(Config.build_model_config(config).model))
+
+
+def _dataset_section_problems(name: str, section: DictConfig) -> list[str]:
+    builder = registry.get_builder_class(name)
+    if not _is_plugins(builder):
+        return []
+    # The plugin's builders check their section when they are made, and read the data later.
+    merged = Config.build_dataset_config(OmegaConf.create({"datasets": {name: section}}))
+    return _found_by(lambda: builder(merged.datasets[name]))
 
 
 def _unknown(key: str, name: object, known: list[str]) -> str:
@@ -104,6 +141,7 @@ def _unknown(key: str, name: object, known: list[str]) -> str:
 
 
 def model_problems(model: DictConfig) -> list[str]:
+    """What is wrong with the names in a `model` section: its class and its type."""
     arch = model.get("arch")
     if arch is None:
         return [f"model.arch: missing; registered: {listing(registry.list_models())}"]
@@ -119,23 +157,18 @@ def model_problems(model: DictConfig) -> list[str]:
     return []
 
 
-def _dataset_problems(datasets: DictConfig) -> list[str]:
-    problems = []
-    for name, section in datasets.items():
-        builder = registry.get_builder_class(name)
-        if builder is None:
-            problems.append(_unknown("datasets", name, registry.list_datasets()))
-            continue
-        if not isinstance(section, DictConfig):
-            problems.append(f"datasets.{name}: must be a mapping, found {section!r}")
-            continue
-        types = list(getattr(builder, "DATASET_CONFIG_DICT", {}))
-        kind = section.get("type", "default")
-        if types and kind not in types:
-            problems.append(
-                f"datasets.{name}.type: unknown type {kind!r}{suggestion(kind, types)}; {name} has: {listing(types)}"
-            )
-    return problems
+def _dataset_problems(name: str, section: Any) -> list[str]:
+    builder = registry.get_builder_class(name)
+    if builder is None:
+        return [_unknown("datasets", name, registry.list_datasets())]
+    if not isinstance(section, DictConfig):
+        return [f"datasets.{name}: must be a mapping, found {section!r}"]
+    types = list(getattr(builder, "DATASET_CONFIG_DICT", {}))
+    kind = section.get("type", "default")
+    if types and kind not in types:
+        hint = suggestion(kind, types)
+        return [f"datasets.{name}.type: unknown type {kind!r}{hint}; {name} has: {listing(types)}"]
+    return []
 
 
 def gives_weights(config: Any) -> bool:

@@ -30,7 +30,7 @@ def read_run_file(
     Raises:
         ConfigError: The file can't be read, lacks a section, or an override is malformed; all problems at once.
     """
-    config = _load(Path(os.fspath(cfg_path)).expanduser(), str(cfg_path))
+    config = load_yaml(cfg_path)
     pairs, problems = parse_options(options or [])
     problems += _section_problems(config)
     if problems:
@@ -92,7 +92,16 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _load(path: Path, shown: str) -> DictConfig:
+def load_yaml(cfg_path: str | os.PathLike[str]) -> DictConfig:
+    """The mapping in a YAML file.
+
+    Args:
+        cfg_path: The file; ``~`` is the user's home.
+
+    Raises:
+        ConfigError: It isn't there, can't be read, isn't YAML or isn't a mapping.
+    """
+    shown, path = str(cfg_path), Path(os.fspath(cfg_path)).expanduser()
     if path.is_dir():
         raise ConfigError(f"{shown}: is a directory; give the YAML file of a run")
     try:

@@ -1,4 +1,4 @@
-"""The instruction stages: Q-Former, projection and a tiny language model learn together, through the plugin's models."""
+"""The instruction stages: Q-Former, projection and a tiny language model learn together."""
 
 import json
 from pathlib import Path
@@ -170,8 +170,8 @@ def held_out_accuracy(model: nn.Module, pool: Pool, seed: int) -> dict[str, floa
             continue
         texts = [batch["text_input"][row] for row in rows]
         scores = model.score_candidates(batch["image"][rows], texts, [list(answers)] * len(rows))
-        best = [answers[int(score.argmin())] for score in scores]
-        accuracy[kind] = float(np.mean([batch["text_output"][row] == found for row, found in zip(rows, best, strict=True)]))
+        right = [answers[int(s.argmin())] == batch["text_output"][row] for row, s in zip(rows, scores, strict=True)]
+        accuracy[kind] = float(np.mean(right))
     model.train()
     return accuracy
 

@@ -127,8 +127,9 @@ def _hsv_to_rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> n
 def _background(rng: np.random.Generator, fill: np.ndarray, count: np.ndarray, tries: int = 8) -> np.ndarray:
     """A tone that every object stands out from, with a gradient and sometimes faint stripes; (B, S, S, 3)."""
     number = len(count)
-    value = np.where(rng.random((number, tries)) < 0.6, rng.uniform(0.8, 1, (number, tries)), rng.random((number, tries)))
-    tone = _hsv_to_rgb(rng.uniform(0, 360, (number, tries)), rng.uniform(0, 0.35, (number, tries)), value)
+    size = (number, tries)
+    value = np.where(rng.random(size) < 0.6, rng.uniform(0.8, 1, size), rng.random(size))
+    tone = _hsv_to_rgb(rng.uniform(0, 360, size), rng.uniform(0, 0.35, size), value)
     distance = np.abs(tone[:, :, None] - fill[:, None]).max(axis=-1)  # (B, tries, K)
     distance[np.broadcast_to((np.arange(MAX_OBJECTS) >= count[:, None])[:, None], distance.shape)] = 1
     # The first tone that is far enough; if none is, the farthest.

@@ -56,8 +56,8 @@ class Settings:
     queries: int = 8
     llm_layers: int = 2
     pictures: int = 40_000
-    vision: Stage = field(default_factory=lambda: Stage(steps=2500, batch=96, lr=2e-3))
-    t5: Stage = field(default_factory=lambda: Stage(steps=2000, batch=128, lr=2e-3))
+    vision: Stage = field(default_factory=lambda: Stage(steps=3600, batch=96, lr=3e-3))
+    t5: Stage = field(default_factory=lambda: Stage(steps=2400, batch=128, lr=2e-3))
     llama: Stage = field(default_factory=lambda: Stage(steps=2000, batch=128, lr=2e-3))
 
     @classmethod

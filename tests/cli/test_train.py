@@ -80,13 +80,15 @@ def test_train_then_evaluate(run_file: RunFile, tmp_path: Path) -> None:
     path = str(run_file(output_dir="here", evaluate=None, seed=None))
     trained = run("train", "--cfg-path", path, "--options", "run.max_epoch=1", "run.lr_sched=constant_lr", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
-    assert trained.stdout == ""
     (folder,) = (tmp_path / "here").iterdir()
+    assert trained.stdout.startswith(f"output_dir: {folder}\ntest.agg_metrics: ")
     expected = json.loads((folder / "result" / "metrics_test.json").read_text())
     option = f"run.resume_ckpt_path={folder / 'checkpoint_best.pth'}"
     evaluated = run("evaluate", "--cfg-path", path, "--options", option, "--json", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
-    assert json.loads(evaluated.stdout) == {"test": expected}
+    answer = json.loads(evaluated.stdout)
+    assert answer["test"] == expected
+    assert (Path(answer["output_dir"]) / "result" / "test_evaluation.json").is_file()
 
 
 def test_names_are_checked_before_anything_is_loaded(run_file: RunFile, tmp_path: Path) -> None:

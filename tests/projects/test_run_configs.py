@@ -12,7 +12,7 @@ lavis_peft.register()
 from lavis.common.config import Config  # noqa: E402  after the plugin made LAVIS importable
 from lavis.common.registry import registry  # noqa: E402
 
-from lavis_peft.runners.config import check_names  # noqa: E402
+from lavis_peft.runners.config import check_config  # noqa: E402
 from lavis_peft.runners.config_file import SECTIONS, read_run_file  # noqa: E402
 
 RUNS = [path for path in sorted(projects_dir().rglob("*.yaml")) if set(SECTIONS) <= set(OmegaConf.load(path))]
@@ -33,7 +33,7 @@ def test_a_run_config_says_what_it_is_for(path) -> None:
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_run_config_is_valid(path) -> None:
     config, _ = read_run_file(path)
-    check_names(config, where=str(path))
+    check_config(config, where=str(path))
     cls = registry.get_model_class(config.model.arch)
     if cls.family == "llama" and not hasattr(transformers, "LlamaForCausalLM"):
         pytest.skip(f"transformers {transformers.__version__} has no LLaMA")

@@ -48,7 +48,8 @@ def test_an_overridden_dataset_type_chooses_the_default_yaml(
 ) -> None:
     builder = registry.get_builder_class("instruct_json")
     other = tmp_path / "other.yaml"
-    other.write_text("datasets: {instruct_json: {data_type: images, prompt: 'Other: {question}'}}")
+    default = Path(builder.DATASET_CONFIG_DICT["default"]).read_text()
+    other.write_text(default.replace("Question: {question}", "Other: {question}"))
     monkeypatch.setitem(builder.DATASET_CONFIG_DICT, "other", str(other))
     path = run_file()
     assert load(path).datasets_cfg.instruct_json.prompt.startswith("Question")
@@ -80,6 +81,14 @@ def test_a_name_that_nothing_has(option: str, message: str, run_file: RunFile) -
 
 def test_all_problems_of_a_config_come_at_once(run_file: RunFile) -> None:
     assert len(problems(run_file(), "run.task=x", "run.runner=runner_peft", "model.arch=y", "run.seed=z")) == 3
+
+
+def test_every_section_is_checked_by_what_reads_it(run_file: RunFile) -> None:
+    options = ["model.adapters.qformer.r=0", "datasets.instruct_json.promt=x", "run.open_ended=x", "run.min_lr=-1"]
+    found = problems(run_file(), *options)
+    assert len(found) == 4
+    keys = [line.partition(": ")[0] for line in found]
+    assert keys == ["model.adapters.qformer.r", "datasets.instruct_json.promt", "run.min_lr", "run.open_ended"]
 
 
 def test_an_unknown_dataset(run_file: RunFile) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lavis_peft.errors import ConfigError
-from lavis_peft.runners.config_file import parse_options, read_run_file
+from lavis_peft.runners.config_file import load_yaml, parse_options, read_run_file
 
 YAML = "model: {arch: a, model_type: b}\ndatasets: {d: {type: x}}\nrun: {max_epoch: 1, init_lr: 1e-4}\n"
 
@@ -87,3 +87,8 @@ def test_binary_missing_and_directory(tmp_path: Path) -> None:
 def test_an_interpolation_that_leads_nowhere(path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing_here"):
         read_run_file(path, ["run.seed=${run.nothing_here}"])
+
+
+def test_a_path_under_the_users_home(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(path.parent))
+    assert load_yaml("~/run.yaml").run.max_epoch == 1
