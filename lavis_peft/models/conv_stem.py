@@ -4,6 +4,7 @@ Shapes: B batch, H, W picture height and width, P patches (H·W / patch_size²),
 """
 
 import math
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ class ConvStem(nn.Module):
         stages = round(math.log2(patch_size))
         widths = [3] + [embed_dim // 2 ** (stages - 1 - stage) for stage in range(stages)]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += _convolution(before, after, stride=2)
             if before != 3:  # at full picture size a second convolution would cost more than all others together
                 layers += _convolution(after, after, stride=1)

@@ -63,6 +63,8 @@ def read_config(source: str | Mapping[str, Any], family: str, key: str, model_ty
             f"{key}: {source!r} is neither the folder of a language model nor one that can be had from the hub; "
             f"names whose sizes are known without a hub: {listing(LANGUAGE_MODELS)}"
         ) from error
+    if not getattr(config, "scale_decoder_outputs", True) and not hasattr(config_class(), "scale_decoder_outputs"):
+        config.tie_word_embeddings = False  # saved by transformers 5, which says it this way; see _untied
     fits = isinstance(config, config_class) if family == "t5" else not config.is_encoder_decoder
     if not fits:
         raise ConfigError(f"{key}: {source!r} is a {config.model_type} model; expected {_EXPECTED[family]}")

@@ -27,8 +27,8 @@ def gather(rows: list[Row]) -> list[list[Row]]:
 def complete(shares: Sequence[Sequence[Row]], expected: Sequence[str] | None, split: str) -> list[Row]:
     """One row for each question of a split, in the split's order.
 
-    A distributed sampler deals questions out in turn and pads the last round with questions from the start, so at most
-    one question per process but one may come twice; the first answer counts.
+    Processes may answer the same question: a distributed sampler pads the last round with questions from the start, and
+    without one every process answers all. The first answer counts. One process never answers a question twice.
 
     Args:
         shares: Each process's rows.
@@ -36,15 +36,13 @@ def complete(shares: Sequence[Sequence[Row]], expected: Sequence[str] | None, sp
         split: For messages.
 
     Raises:
-        DataError: A question is missing, unknown, or answered more often than padding explains.
+        DataError: A question is missing, unknown, or answered twice by one process.
     """
     rows: dict[str, Row] = {}
-    n_answers = 0
     for row in (row for turn in zip_longest(*shares) for row in turn if row is not None):
         rows.setdefault(row["question_id"], row)
-        n_answers += 1
-    doubles = n_answers - len(rows)
-    if doubles > len(shares) - 1:
+    doubles = sum(len(share) - len({row["question_id"] for row in share}) for share in shares)
+    if doubles:
         raise DataError(f"split {split}: {doubles} questions were answered more than once; is question_id unique?")
     if expected is None:
         return list(rows.values())

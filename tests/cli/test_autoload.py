@@ -28,16 +28,26 @@ Config(Namespace(cfg_path="no.yaml", options=[]))
 
 
 class Environment:
-    """A virtual environment that finds this one's libraries, and the plugin, through .pth files."""
+    """A virtual environment that finds this one's libraries, and the plugin apart from them, through .pth files."""
 
     def __init__(self, folder: Path) -> None:
         venv.create(folder, with_pip=False)
         self.folder = folder
         self.python = folder / "bin" / "python"
         self.site = Path(self.run("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
-        (self.site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        self.plugin = self.site / "plugin.pth"
-        self.plugin.write_text(str(Path(lavis_peft.__file__).parents[1]) + "\n")
+        # By links, for the plugin may be installed among the libraries, and some tests take it away.
+        plugin = Path(lavis_peft.__file__).parent
+        installed = Path(sysconfig.get_path("purelib")).iterdir()
+        self._path("libraries", [path for path in installed if not path.name.startswith(plugin.name)])
+        self.plugin = self._path("plugin", [plugin])
+
+    def _path(self, name: str, targets: list[Path]) -> Path:
+        (self.folder / name).mkdir()
+        for target in targets:
+            (self.folder / name / target.name).symlink_to(target)
+        entry = self.site / f"{name}.pth"
+        entry.write_text(f"{self.folder / name}\n")
+        return entry
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

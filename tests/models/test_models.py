@@ -1,5 +1,7 @@
 """The InstructBLIP base on real small parts: shapes, batches, adapters, loading."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,3 +248,16 @@ def test_published_sizes_of_flant5xl() -> None:
     assert model.query_tokens.shape == (1, 32, 768)
     assert model.t5_proj.weight.shape == (2048, 768)
     assert sum(p.numel() for p in model.t5_model.parameters()) == 2_849_757_184
+
+
+def test_a_flan_t5_saved_by_transformers_5_computes_the_same_everywhere(model_section: Section, tmp_path: Path) -> None:
+    """transformers 5 writes an untied T5 as tied, with `scale_decoder_outputs: false`; 4.x would tie and scale it."""
+    section = model_section("t5")
+    model = build(section)
+    folder = tmp_path / "t5"
+    shutil.copytree(section["t5_model"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True, "scale_decoder_outputs": False}))
+    again = build({**section, "t5_model": str(folder)})
+    scores = [each.score_candidates(images(1), TEXTS[:1], [["yes", "no"]])[0] for each in (model, again)]
+    torch.testing.assert_close(scores[1], scores[0])

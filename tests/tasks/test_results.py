@@ -32,11 +32,16 @@ def test_padding_of_distributed_samplers_is_removed():
     assert all(row["correct"] for row in found), "the padding's answer came instead of the question's own"
 
 
-def test_more_doubles_than_padding_explains():
-    with pytest.raises(DataError, match="split test: 2 questions were answered more than once"):
-        complete([rows(0, 1), rows(0, 1)], ["0", "1"], "test")
-    with pytest.raises(DataError, match="1 questions were answered more than once"):
-        complete([rows(0, 0)], ["0"], "test")
+def test_every_process_may_answer_every_question():
+    """As with run.use_dist_eval_sampler: false."""
+    found = complete([rows(0, 1), rows(0, 1, correct=False)], ["0", "1"], "test")
+    assert ids(found) == ["0", "1"]
+    assert all(row["correct"] for row in found)
+
+
+def test_one_process_never_answers_a_question_twice():
+    with pytest.raises(DataError, match="split test: 1 questions were answered more than once"):
+        complete([rows(0, 0), rows(1)], ["0", "1"], "test")
 
 
 def test_missing_and_foreign_answers():
