@@ -8,7 +8,16 @@ from lavis_peft.errors import CheckpointError, ConfigError, DataError, MissingEx
 
 __version__ = "0.1.0"
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "MissingExtra", "UserError", "__version__", "load_run", "register"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "MissingExtra",
+    "UserError",
+    "__version__",
+    "load_run",
+    "register",
+]
 
 hook.install()
 

@@ -93,7 +93,11 @@ class Demo:
         source = ["--cfg-path", str(self._config()), "--checkpoint", str(checkpoint), "--output", str(merged)]
         self._process("merge", ["merge", *source])
         self.say("merged the adapters into the base weights")
-        return {"after": after, "shuffled": shuffled, "merged": self._run("evaluate", "merged", config=merged / "run.yaml")}
+        return {
+            "after": after,
+            "shuffled": shuffled,
+            "merged": self._run("evaluate", "merged", config=merged / "run.yaml"),
+        }
 
     def _control_lane(self) -> dict[str, Path]:
         before = self._run("evaluate", "before")
@@ -118,11 +122,19 @@ class Demo:
         log = self.folder / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)
         threads = str(max(1, _cores() // 2))
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         with log.open("w") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", "lavis_peft.cli", *arguments],
-                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
             )
             self._processes.append(process)
             code = process.wait()

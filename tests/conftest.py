@@ -17,10 +17,48 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Before any test module imports transformers: a torchvision that doesn't fit the torch would break it.
 compat.apply()
 
-WORDS = (
-    "question short answer : ? . ( ) a b c is there the what color shape image picture no yes not in of red green "
-    "blue black circle square triangle context lecture options left right small large many how"
-).split()
+WORDS = [
+    "question",
+    "short",
+    "answer",
+    ":",
+    "?",
+    ".",
+    "(",
+    ")",
+    "a",
+    "b",
+    "c",
+    "is",
+    "there",
+    "the",
+    "what",
+    "color",
+    "shape",
+    "image",
+    "picture",
+    "no",
+    "yes",
+    "not",
+    "in",
+    "of",
+    "red",
+    "green",
+    "blue",
+    "black",
+    "circle",
+    "square",
+    "triangle",
+    "context",
+    "lecture",
+    "options",
+    "left",
+    "right",
+    "small",
+    "large",
+    "many",
+    "how",
+]
 
 
 def _write_fast_tokenizer(folder: Path, vocabulary: list[str], prefix: str, suffix: str, **names: str) -> None:

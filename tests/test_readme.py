@@ -25,6 +25,8 @@ def test_a_file_without_markers_is_refused() -> None:
 def test_every_command_is_known() -> None:
     from lavis_peft.cli import COMMANDS
 
-    words = [line.split()[2] for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("$ lavis-peft ")]
+    words = [
+        line.split()[2] for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("$ lavis-peft ")
+    ]
     assert words
     assert set(words) <= set(COMMANDS)

@@ -20,10 +20,14 @@ _TOLERANCE = {"fp32": 1e-3, "bf16": 0.5, "fp16": 0.1}
 @click.option("--checkpoint", required=True, metavar="PTH", help="The checkpoint to merge, as a run writes it.")
 @click.option("--output", required=True, metavar="DIR", help="Folder to write; must not exist yet, or be empty.")
 @click.option(
-    "--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), help="Precision of the merged checkpoint; default: as it is."
+    "--dtype",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="Precision of the merged checkpoint; default: as it is.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def command(cfg_path: str, options: tuple[str, ...], checkpoint: str, output: str, dtype: str | None, as_json: bool) -> None:
+def command(
+    cfg_path: str, options: tuple[str, ...], checkpoint: str, output: str, dtype: str | None, as_json: bool
+) -> None:
     """Fold a checkpoint's adapters into the base weights.
 
     The folder gets merged.pth (Q-Former, query tokens, ln_vision and projection under LAVIS's plain names), llm/ in

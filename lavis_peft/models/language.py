@@ -152,4 +152,3 @@ def as_vicuna_tokenizer(tokenizer: Any) -> Any:
             single=f"{bos[0]} $A", pair=f"{bos[0]} $A {bos[0]} $B", special_tokens=[bos]
         )
     return tokenizer
-

@@ -74,4 +74,3 @@ def load_qformer_tokenizer(source: str) -> Any:
         ) from error
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     return tokenizer
-

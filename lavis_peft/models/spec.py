@@ -89,7 +89,7 @@ def _choice_problems(values: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _sized_problems(name: str, value: Any, where: str) -> list[str]:
-    if isinstance(value, Mapping) and value or isinstance(value, str) and value:
+    if (isinstance(value, Mapping) and value) or (isinstance(value, str) and value):
         return []
     return [f"{where}.{name}: expected a name, a path or a mapping of sizes, found {value!r}"]
 
@@ -121,7 +121,9 @@ def parse_model(section: Mapping[str, Any], *, family: str, llm_key: str, where:
     for name, neutral in unsupported.items():
         if section.get(name, neutral) not in (neutral, None):
             problems.append(f"{where}.{name}: not supported here; leave it out")
-    values = {name: section[name] for name in names if section.get(name) is not None and name not in ("llm", "adapters")}
+    values = {
+        name: section[name] for name in names if section.get(name) is not None and name not in ("llm", "adapters")
+    }
     for name, value in values.items():
         if names[name].default is not MISSING and (problem := _type_problem(name, value, names[name].default, where)):
             problems.append(problem)

@@ -28,6 +28,9 @@ class Blip2T5InstructPeft(Blip2InstructPeft):
     projection_key = "t5_proj"
     answer_length_penalty = -1.0
 
+    t5_tokenizer: Any
+    t5_output_tokenizer: Any
+
     PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {
         name: str(plugin_configs_dir() / "models" / f"blip2_t5_instruct_peft_{name}.yaml")
         for name in ("flant5xl", "flant5xxl", "tiny")

@@ -27,6 +27,8 @@ class Blip2VicunaInstructPeft(Blip2InstructPeft):
     projection_key = "llm_proj"
     answer_length_penalty = 0.0
 
+    llm_tokenizer: Any
+
     PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {
         name: str(plugin_configs_dir() / "models" / f"blip2_vicuna_instruct_peft_{name}.yaml")
         for name in ("vicuna7b", "vicuna13b", "tiny")
@@ -37,9 +39,7 @@ class Blip2VicunaInstructPeft(Blip2InstructPeft):
         self.llm_tokenizer = None
         if weights:
             source = self.spec.llm_tokenizer or str(self.spec.llm)
-            self.llm_tokenizer = as_vicuna_tokenizer(
-                load_tokenizer(source, "model.llm_model", truncation_side="left")
-            )
+            self.llm_tokenizer = as_vicuna_tokenizer(load_tokenizer(source, "model.llm_model", truncation_side="left"))
 
     def adjust_llm(self, llm: nn.Module, config: Any) -> nn.Module:
         """Make room for the tokens that InstructBLIP adds.

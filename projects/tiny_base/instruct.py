@@ -127,8 +127,15 @@ def build_model(settings: Settings, output: Path, family: str) -> nn.Module:
     model_class = Blip2T5InstructPeft if family == "t5" else Blip2VicunaInstructPeft
     model = model_class.from_config(model_section(settings, output, family))
     model.llm.config.decoder_start_token_id = _LLM_CONFIG[family].get("decoder_start_token_id")
-    model.visual_encoder = nn.Identity()
-    return model.requires_grad_(True).train()
+    model.requires_grad_(True).train()
+    model.visual_encoder.requires_grad_(False)
+    model.visual_encoder.forward = _unchanged
+    return model
+
+
+def _unchanged(features: Tensor) -> Tensor:
+    """Stands in for the vision encoder's pass: the batches hold its features already."""
+    return features
 
 
 def train_language(settings: Settings, output: Path, family: str, pools: tuple[Pool, Pool], log: Log) -> None:

@@ -21,7 +21,12 @@ from lavis_peft.models.merged import compare  # noqa: E402
 
 Section = Callable[..., dict[str, Any]]
 BOTH = {
-    "qformer": {"peft_type": "LORA", "sublayers": ["self_attention", "cross_attention", "ffn"], "r": 2, "lora_alpha": 4},
+    "qformer": {
+        "peft_type": "LORA",
+        "sublayers": ["self_attention", "cross_attention", "ffn"],
+        "r": 2,
+        "lora_alpha": 4,
+    },
     "llm": {"peft_type": "LORA", "sublayers": ["attention", "ffn"], "r": 2, "lora_alpha": 4},
 }
 

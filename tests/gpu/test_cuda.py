@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from lavis_peft.paths import projects_dir
 
 import lavis_peft
+from lavis_peft.paths import projects_dir
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the CUDA checks did not run")
 

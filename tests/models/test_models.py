@@ -52,9 +52,7 @@ def test_a_batch_scores_as_its_samples_do(family: str, model_section: Section) -
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_are_in_chunks_of_any_size(
-    family: str, model_section: Section, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_are_in_chunks_of_any_size(family: str, model_section: Section, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(model_section(family))
     candidates = [["yes", "no", "blue"], ["red circle", "small"], ["a"]]
     whole = torch.cat(model.score_candidates(images(3), TEXTS, candidates))
@@ -76,16 +74,24 @@ def test_a_batch_generates_as_its_samples_do(family: str, model_section: Section
 def test_gradients_reach_the_adapters_and_only_them(
     family: str, model_section: Section, qformer_lora: dict[str, Any]
 ) -> None:
-    model = build(model_section(family, adapters={**qformer_lora, "llm": {**qformer_lora["qformer"], "sublayers": ["attention"]}}))
+    model = build(
+        model_section(family, adapters={**qformer_lora, "llm": {**qformer_lora["qformer"], "sublayers": ["attention"]}})
+    )
     model.train()
     model({"image": images(3), "text_input": TEXTS, "text_output": TARGETS})["loss"].backward()
     with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert with_gradient == trainable
-    assert all("lora_" in name or name.startswith(("query_tokens", "ln_vision", model.projection_key)) for name in trainable)
-    # lora_B starts at zero, so at the first step only it learns, but in the last layer's text branch, which nothing reads.
+    assert all(
+        "lora_" in name or name.startswith(("query_tokens", "ln_vision", model.projection_key)) for name in trainable
+    )
+    # lora_A multiplies lora_B's zeros at the first step, so lora_B shows what learns.
     moving = {name for name, parameter in model.named_parameters() if "lora_B" in name and parameter.grad.any()}
-    dead = {name for name in trainable if "Qformer.bert.encoder.layer.3." in name and (".intermediate." in name or ".3.output." in name)}
+    dead = {
+        name
+        for name in trainable
+        if "Qformer.bert.encoder.layer.3." in name and (".intermediate." in name or ".3.output." in name)
+    }
     assert moving == {name for name in trainable - dead if "lora_B" in name}
     assert dead
     assert not model.visual_encoder.training
@@ -134,7 +140,9 @@ def test_a_checkpoint_that_lacks_a_key_or_has_a_foreign_one_is_refused(
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_base_weights_load_under_plain_names(suffix: str, model_section: Section, qformer_lora: Any, tmp_path: Path) -> None:
+def test_base_weights_load_under_plain_names(
+    suffix: str, model_section: Section, qformer_lora: Any, tmp_path: Path
+) -> None:
     source = build(model_section("t5"), seed=5)
     own = ("visual_encoder.", "t5_model.")
     state = {key: value.clone() for key, value in source.state_dict().items() if not key.startswith(own)}
@@ -181,8 +189,16 @@ def test_every_problem_of_a_section_is_reported_at_once(model_section: Section) 
     with pytest.raises(ConfigError) as caught:
         registry.get_model_class(section["arch"]).from_config(section)
     text = str(caught.value)
-    for part in ("num_query_tokens", "did you mean 'num_query_token'", "image_size", "int8", "freeze_vit", "finetuned",
-                 "cross_atention", "model.adapters.qformer.r"):
+    for part in (
+        "num_query_tokens",
+        "did you mean 'num_query_token'",
+        "image_size",
+        "int8",
+        "freeze_vit",
+        "finetuned",
+        "cross_atention",
+        "model.adapters.qformer.r",
+    ):
         assert part in text, part
 
 
@@ -238,7 +254,12 @@ def test_every_default_builds_its_shape_without_a_weight(path: Path) -> None:
 def test_published_sizes_of_flant5xl() -> None:
     section = _defaults(plugin_configs_dir() / "models" / "blip2_t5_instruct_peft_flant5xl.yaml")
     section.adapters = {
-        "qformer": {"peft_type": "LORA", "sublayers": ["self_attention", "cross_attention", "ffn"], "r": 8, "lora_alpha": 8}
+        "qformer": {
+            "peft_type": "LORA",
+            "sublayers": ["self_attention", "cross_attention", "ffn"],
+            "r": 8,
+            "lora_alpha": 8,
+        }
     }
     model = registry.get_model_class(section.arch).on_meta(section)
     adapters = sum(p.numel() for n, p in model.Qformer.named_parameters() if p.requires_grad)
@@ -257,7 +278,9 @@ def test_a_flan_t5_saved_by_transformers_5_computes_the_same_everywhere(model_se
     folder = tmp_path / "t5"
     shutil.copytree(section["t5_model"], folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True, "scale_decoder_outputs": False}))
+    (folder / "config.json").write_text(
+        json.dumps({**config, "tie_word_embeddings": True, "scale_decoder_outputs": False})
+    )
     again = build({**section, "t5_model": str(folder)})
     scores = [each.score_candidates(images(1), TEXTS[:1], [["yes", "no"]])[0] for each in (model, again)]
     torch.testing.assert_close(scores[1], scores[0])

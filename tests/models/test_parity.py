@@ -152,7 +152,7 @@ def test_predict_class_of_own_candidates(pair: tuple[Any, Any]) -> None:
 
 @needs_lavis_main
 def test_scores_are_theirs(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """LAVIS sums token losses for T5; for LLaMA it averages over the padded length, which is the same number for all."""
+    """LAVIS sums token losses for T5; for LLaMA it averages over the padded length, one number for all."""
     ours, theirs = pair
     candidates = ["yes", "blue triangle", "a large green square", "no"]
     seen = []

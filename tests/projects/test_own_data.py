@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from lavis_peft.paths import projects_dir
 from PIL import Image, ImageDraw
 
 import lavis_peft
+from lavis_peft.paths import projects_dir
 
 COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
 

@@ -2,10 +2,10 @@
 
 import pytest
 import transformers
-from lavis_peft.paths import projects_dir
 from omegaconf import OmegaConf
 
 import lavis_peft
+from lavis_peft.paths import projects_dir
 
 lavis_peft.register()
 
