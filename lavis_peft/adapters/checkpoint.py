@@ -17,8 +17,8 @@ from torch import nn
 from lavis_peft.errors import CheckpointError
 
 _SHOWN = 10
-# A module may keep plain containers in its state dict under this name (torch's own convention).
-_EXTRA_STATE = "_extra_state"
+#: A module may keep plain containers in its state dict under this name (torch's own convention).
+EXTRA_STATE = "_extra_state"
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def model_state(checkpoint: Mapping[str, Any], source: str = "the checkpoint") -
     odd = [
         str(key)
         for key, value in state.items()
-        if not isinstance(key, str) or not (isinstance(value, torch.Tensor) or key.endswith(_EXTRA_STATE))
+        if not isinstance(key, str) or not (isinstance(value, torch.Tensor) or key.endswith(EXTRA_STATE))
     ]
     if odd:
         raise CheckpointError(f"{source}: not a model's state; no tensors under {shortened(odd)}")

@@ -9,7 +9,11 @@ from lavis_peft.adapters.spec import AdaptersSpec
 # The entry's name; LAVIS's own readers pass it by.
 HEADER = "lavis_peft"
 # Options that only training reads: weights trained with one value are right for a model with another.
-_TRAINING_ONLY = (".lora_dropout",)
+_TRAINING_ONLY = (
+    ".lora_dropout",
+    *(f".{key}" for key in ("target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight")),
+    ".budget_unit",
+)
 
 
 def header(version: str, arch: str, model_type: str, adapters: AdaptersSpec) -> dict[str, Any]:

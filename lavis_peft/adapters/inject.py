@@ -6,14 +6,16 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from peft import PeftConfig, inject_adapter_in_model
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 
+from lavis_peft.adapters.adalora import RankBudget
 from lavis_peft.adapters.checkpoint import shortened
-from lavis_peft.adapters.methods import NARROWING
+from lavis_peft.adapters.methods import NARROWING, option_defaults, put_in
 from lavis_peft.adapters.spec import AdapterSpec, AdaptersSpec, peft_config
-from lavis_peft.adapters.sublayers import layer_of, resolve
+from lavis_peft.adapters.sublayers import layer_of, resolve, word_of
+from lavis_peft.adapters.triplets import Slot
 from lavis_peft.errors import ConfigError
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -148,6 +150,30 @@ def apply(
     return {part: plans[part][0] if part in plans else () for part in parts}
 
 
+def rank_budget(
+    spec: AdaptersSpec, parts: Mapping[str, nn.Module], families: Mapping[str, str], where: str = "model.adapters"
+) -> RankBudget | None:
+    """The budget of a model's AdaLoRA adapters, which must be in place; None where no part has one.
+
+    Args:
+        spec: What trains.
+        parts: ``qformer`` and ``llm``.
+        families: The family of each part.
+        where: The section's name in messages.
+    """
+    adaptive = {part: getattr(spec, part) for part in parts if getattr(spec, part).peft_type == "ADALORA"}
+    if not adaptive:
+        return None
+    slots = [
+        Slot(part, name, word_of(families[part], name), layer_of(families[part], name), layer)
+        for part in adaptive
+        for name, layer in parts[part].named_modules()
+        if isinstance(layer, BaseTunerLayer)
+    ]
+    options = {part: {**option_defaults("ADALORA"), **adapter.options} for part, adapter in adaptive.items()}
+    return RankBudget(slots, options, shared=spec.budget == "shared", unit=spec.budget_unit, where=where)
+
+
 def _all_linear(module: nn.Module) -> list[str]:
     # peft's own shorthand needs a transformers model around it; it leaves out the output head, and so does this.
     head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
@@ -168,7 +194,7 @@ def _plan(module: nn.Module, family: str, spec: AdapterSpec, part: str) -> tuple
 def _wrap(module: nn.Module, names: Sequence[str], config: PeftConfig, part: str) -> None:
     on_meta = next(module.parameters()).device.type == "meta"
     with torch.device("meta") if on_meta else nullcontext():
-        inject_adapter_in_model(config, module)
+        put_in(module, config)
     wrapped = {name: layer for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
     if set(wrapped) != set(names):
         raise RuntimeError(f"{part}: peft adapted other layers than asked: {sorted(set(wrapped) ^ set(names))}")

@@ -71,6 +71,19 @@ def adapted_layers(module: nn.Module) -> dict[str, BaseTunerLayer]:
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
 
 
+def besides_adapters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """What trains in a module that is no adapter's own weight, under plain names (no ``base_layer``)."""
+    layers = adapted_layers(module)
+    rest: dict[str, nn.Parameter] = {}
+    for key, parameter in module.named_parameters():
+        layer, inside = _split(key, layers)
+        if parameter.requires_grad and layer is None:
+            rest[key] = parameter
+        elif parameter.requires_grad and inside.startswith("base_layer."):
+            rest[f"{layer}.{inside.removeprefix('base_layer.')}"] = parameter
+    return rest
+
+
 def _split(key: str, layers: dict[str, BaseTunerLayer]) -> tuple[str | None, str]:
     """The adapted layer that a state dict's key belongs to, and the rest of the key."""
     name = key

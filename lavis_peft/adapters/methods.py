@@ -4,15 +4,26 @@ Adding a method is one entry in `METHODS`: peft's name for it, the checks of its
 class that can't work here, with the reason.
 """
 
-import math
-import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
+from typing import Any
 
-# A check takes the value found and returns what is allowed instead, or None where the value is right.
-Check = Callable[[object], str | None]
+from lavis_peft.adapters.schedule import problems_of_ranks_and_phases
+from lavis_peft.adapters.values import (
+    Check,
+    between_0_and_1,
+    flag,
+    layer_numbers,
+    not_negative,
+    one_of,
+    pattern_of,
+    positive_int,
+    positive_number,
+    probability,
+    steps_or_fraction,
+)
 
 
 @dataclass(frozen=True)
@@ -23,82 +34,17 @@ class Method:
         peft_type: peft's own name.
         checks: Key of peft's config class -> check of its value. Keys without a check go to peft as they are.
         refused: Key of peft's config class -> why it can't be set here.
+        replaced: Key of peft's config class -> what peft is given in place of the user's value, where the plugin does
+            the key's work itself.
+        together: A check of several keys at once; takes the options completed with peft's defaults and the part's full
+            key, returns one sentence for each problem.
     """
 
     peft_type: str
     checks: Mapping[str, Check]
     refused: Mapping[str, str]
-
-
-def positive_int(value: object) -> str | None:
-    """Passes 1, 2, …; not True, which YAML's `yes` becomes."""
-    right = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    return None if right else "a whole number above 0"
-
-
-def positive_number(value: object) -> str | None:
-    """Passes finite numbers above 0."""
-    return None if _number(value) > 0 else "a number above 0"
-
-
-def probability(value: object) -> str | None:
-    """Passes numbers from 0 up to, but without, 1."""
-    return None if 0 <= _number(value) < 1 else "a number from 0 up to, but not including, 1"
-
-
-def flag(value: object) -> str | None:
-    """Passes true and false."""
-    return None if isinstance(value, bool) else "true or false"
-
-
-def pattern_of(check: Check) -> Check:
-    """A mapping from layer names (or regular expressions over them) to values that pass `check`."""
-
-    def check_pattern(value: object) -> str | None:
-        if not isinstance(value, Mapping):
-            return "a mapping of layer names to values"
-        for name, number in value.items():
-            if not isinstance(name, str) or not _compiles(name):
-                return f"names or regular expressions of layers; '{name}' is neither"
-            if wrong := check(number):
-                return f"{wrong} for each layer name; '{name}' has {number!r}"
-        return None
-
-    return check_pattern
-
-
-def layer_numbers(value: object) -> str | None:
-    """Passes a layer's number, counted from 0, or a list of them."""
-    numbers = value if isinstance(value, (list, tuple)) else [value]
-    right = bool(numbers) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
-    return None if right else "a layer's number, counted from 0, or a list of them"
-
-
-def one_of(*allowed: object) -> Check:
-    """Passes exactly the values given; 1 isn't True."""
-
-    names = ", ".join(str(each).lower() if isinstance(each, bool) else str(each) for each in allowed)
-
-    def check_one(value: object) -> str | None:
-        right = any(type(value) is type(each) and value == each for each in allowed)
-        return None if right else f"one of {names}"
-
-    return check_one
-
-
-def _number(value: object) -> float:
-    # NaN fails every comparison, so the checks above need no case of their own for what is no number.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return math.nan
-    return float(value)
-
-
-def _compiles(pattern: str) -> bool:
-    try:
-        re.compile(pattern)
-    except re.error:
-        return False
-    return True
+    replaced: Mapping[str, object] = field(default_factory=dict)
+    together: Callable[[Mapping[str, object], str], list[str]] | None = None
 
 
 _OWN = "the plugin sets it itself"
@@ -159,10 +105,44 @@ LORA = Method(
     },
 )
 
+_ONLY_LORA = "AdaLoRA doesn't have it"
+
+ADALORA = Method(
+    peft_type="ADALORA",
+    checks={
+        "init_r": positive_int,
+        "target_r": positive_int,
+        "tinit": steps_or_fraction,
+        "tfinal": steps_or_fraction,
+        "deltaT": positive_int,
+        "beta1": between_0_and_1,
+        "beta2": between_0_and_1,
+        "orth_reg_weight": not_negative,
+        "lora_alpha": positive_number,
+        "lora_dropout": probability,
+        "layers_to_transform": layer_numbers,
+        "bias": one_of("none", "all", "lora_only"),
+        "init_lora_weights": one_of(True, False),
+    },
+    refused={
+        **LORA.refused,
+        "total_step": "the run computes it from its epochs, batches, accumulation and processes",
+        "r": "AdaLoRA goes from `init_r` to `target_r`",
+        "rank_pattern": "in AdaLoRA it is what training finds out",
+        "alpha_pattern": _ONLY_LORA,
+        "use_rslora": _ONLY_LORA,
+        "use_dora": _ONLY_LORA,
+        "fan_in_fan_out": "it is for layers of another kind than nn.Linear",
+    },
+    # peft's own allocator is made and never used. It asks for a run's length before there is a run.
+    replaced={"total_step": 1, "tinit": 0, "tfinal": 0},
+    together=problems_of_ranks_and_phases,
+)
+
 # Keys that narrow down which of the targets are adapted.
 NARROWING = ("layers_to_transform", "exclude_modules")
 
-METHODS: dict[str, Method] = {method.peft_type: method for method in (LORA,)}
+METHODS: dict[str, Method] = {method.peft_type: method for method in (LORA, ADALORA)}
 
 
 def known_peft_types() -> tuple[str, ...]:
@@ -193,6 +173,11 @@ def option_defaults(peft_type: str) -> dict[str, object]:
     }
 
 
+def for_peft(peft_type: str, options: Mapping[str, object]) -> dict[str, object]:
+    """The options as peft's config class gets them."""
+    return {**options, **METHODS[peft_type].replaced}
+
+
 def config_class(peft_type: str) -> type:
     """peft's config class of a supported type.
 
@@ -204,6 +189,23 @@ def config_class(peft_type: str) -> type:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type)]
+
+
+def put_in(module: Any, config: Any) -> None:
+    """Let peft wrap the target layers of a module, in place.
+
+    Args:
+        module: The module.
+        config: peft's config; its ``target_modules`` name layers below the module.
+    """
+    from peft import inject_adapter_in_model
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    if config.peft_type.value == "ADALORA":
+        # Up to peft 0.13, inject_adapter_in_model hands every tuner an argument that AdaLoRA's doesn't take.
+        PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](module, config, "default")
+    else:
+        inject_adapter_in_model(config, module)
 
 
 def trial_problem(peft_type: str, targets: object, options: Mapping[str, object], where: str) -> list[str]:
@@ -219,7 +221,6 @@ def trial_problem(peft_type: str, targets: object, options: Mapping[str, object]
         One sentence where peft refuses them, else nothing.
     """
     import torch
-    from peft import inject_adapter_in_model
 
     # The patterns name layers of the real model; the choice of layers is checked there.
     ignored = {"rank_pattern", "alpha_pattern", *NARROWING}
@@ -227,9 +228,10 @@ def trial_problem(peft_type: str, targets: object, options: Mapping[str, object]
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            config_class(peft_type)(target_modules=targets if isinstance(targets, str) else ["0"], **options)
+            whole = for_peft(peft_type, options)
+            config_class(peft_type)(target_modules=targets if isinstance(targets, str) else ["0"], **whole)
             toy = torch.nn.Sequential(torch.nn.Linear(16, 16))
-            inject_adapter_in_model(config_class(peft_type)(target_modules=["0"], **given), toy)
+            put_in(toy, config_class(peft_type)(target_modules=["0"], **for_peft(peft_type, given)))
     except (ValueError, TypeError, ImportError, NotImplementedError, AttributeError) as error:
         return [f"{where}: peft refuses these settings: {error}"]
     return []

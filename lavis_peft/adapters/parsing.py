@@ -4,12 +4,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lavis_peft.adapters.methods import METHODS, config_keys, known_peft_types, trial_problem
+from lavis_peft.adapters.methods import METHODS, config_keys, known_peft_types, option_defaults, trial_problem
 from lavis_peft.adapters.sublayers import allowed_words
 from lavis_peft.checks import listing, suggestion
 
 _WORDS = ("full", "frozen")
 _OWN_KEYS = ("peft_type", "sublayers", "target_modules")
+BUDGETS = ("separate", "shared")
+UNITS = ("rank", "parameters")
+# What parts that share a budget must have in common: one pool falls by one schedule, and is ranked by one measure.
+_POOLED = ("tinit", "tfinal", "deltaT", "beta1", "beta2")
 
 
 def section_problems(section: Mapping[Any, Any], allowed: Sequence[str], where: str) -> list[str]:
@@ -59,6 +63,39 @@ def train(value: object, allowed: Sequence[str], where: str) -> tuple[tuple[str,
         return (), [f"{where}: found {value!r}; give a list of any of {', '.join(allowed)}, or [] for none"]
     problems = _name_problems(value, allowed, where)
     return tuple(name for name in allowed if name in value), problems
+
+
+def budget(section: Mapping[Any, Any], parts: Mapping[str, Mapping[str, Any]], where: str) -> list[str]:
+    """What is wrong with `budget` and `budget_unit`.
+
+    Args:
+        section: The whole adapters section.
+        parts: The fields of each part that was given and is right.
+        where: The section's name.
+    """
+    problems = [
+        f"{where}.{key}: found {section[key]!r}; allowed: {', '.join(allowed)}"
+        for key, allowed in (("budget", BUDGETS), ("budget_unit", UNITS))
+        if key in section and section[key] not in allowed
+    ]
+    adaptive = {name: part for name, part in parts.items() if part.get("peft_type") == "ADALORA"}
+    if problems:
+        return problems
+    if section.get("budget") == "shared" and len(adaptive) < 2:
+        return [f"{where}.budget: shared needs `peft_type: ADALORA` on qformer and on llm, to share between"]
+    if section.get("budget_unit") == "parameters" and not adaptive:
+        return [f"{where}.budget_unit: is for `peft_type: ADALORA`, which no part has"]
+    return _pool_problems(adaptive, where) if section.get("budget") == "shared" else []
+
+
+def _pool_problems(parts: Mapping[str, Mapping[str, Any]], where: str) -> list[str]:
+    options = [{**option_defaults("ADALORA"), **part["options"]} for part in parts.values()]
+    return [
+        f"{where}.budget: shared needs the same {key} in all parts; found "
+        + ", ".join(f"{name}.{key}={each[key]}" for name, each in zip(parts, options, strict=True))
+        for key in _POOLED
+        if any(each[key] != options[0][key] for each in options)
+    ]
 
 
 def _word(value: object, where: str) -> tuple[dict[str, Any], list[str]]:
@@ -138,6 +175,8 @@ def _option_problems(peft_type: str, options: Mapping[Any, Any], where: str) -> 
             problems.append(_unknown_key(key, peft_type, where))
         elif (check := method.checks.get(key)) and (allowed := check(value)):
             problems.append(f"{where}.{key}: found {value!r}; give {allowed}")
+    if not problems and method.together:
+        problems = method.together({**option_defaults(peft_type), **options}, where)
     return problems
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from lavis_peft.adapters import parsing
-from lavis_peft.adapters.methods import config_class
+from lavis_peft.adapters.methods import config_class, for_peft
 from lavis_peft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class AdapterSpec:
     """
 
     mode: Mode = "frozen"
-    peft_type: str | None = field(default=None, metadata={"meaning": "peft's name of the method; LORA for now"})
+    peft_type: str | None = field(default=None, metadata={"meaning": "peft's name of the method: LORA or ADALORA"})
     sublayers: tuple[str, ...] = field(
         default=(), metadata={"meaning": "the sub-layers to adapt, in the paper's words (the table below)"}
     )
@@ -62,6 +62,8 @@ class AdaptersSpec:
         qformer: The Q-Former.
         llm: The language model.
         train: Which of `TRAINABLE_EXTRAS` train besides.
+        budget: ``separate``: each part with AdaLoRA has its own budget; ``shared``: they compete for one.
+        budget_unit: What the budget counts: ``rank``, or the ``parameters`` that a rank costs where it is.
     """
 
     qformer: AdapterSpec = field(
@@ -73,10 +75,21 @@ class AdaptersSpec:
     train: tuple[str, ...] = field(
         default=TRAINABLE_EXTRAS, metadata={"meaning": "what trains besides: any of these three, or []"}
     )
+    budget: str = field(
+        default="separate", metadata={"meaning": "with ADALORA on both parts: a budget each, or one `shared`"}
+    )
+    budget_unit: str = field(
+        default="rank", metadata={"meaning": "what AdaLoRA's budget counts: `rank`, or `parameters`"}
+    )
 
     def as_dict(self) -> dict[str, Any]:
         """The section as plain containers; `parse_adapters` makes the same value of it again."""
-        return {"qformer": self.qformer.as_section(), "llm": self.llm.as_section(), "train": list(self.train)}
+        section = {"qformer": self.qformer.as_section(), "llm": self.llm.as_section(), "train": list(self.train)}
+        # Only where it says something: most models have no budget.
+        for key in ("budget", "budget_unit"):
+            if getattr(self, key) != getattr(AdaptersSpec, key):
+                section[key] = getattr(self, key)
+        return section
 
 
 def parse_adapters(
@@ -101,16 +114,20 @@ def parse_adapters(
         raise ConfigError(f"{where}: found {section!r}; give a mapping with any of qformer, llm, train")
     families = {"qformer": "qformer", "llm": llm_family}
     problems = parsing.section_problems(section, [item.name for item in fields(AdaptersSpec)], where)
-    parts: dict[str, AdapterSpec] = {}
+    parts: dict[str, dict[str, Any]] = {}
     for part, family in families.items():
         if part in section:
-            value, found = parsing.part(section[part], family, f"{where}.{part}")
+            parts[part], found = parsing.part(section[part], family, f"{where}.{part}")
             problems += found
-            parts[part] = AdapterSpec(**value)
     train, found = parsing.train(section.get("train", list(TRAINABLE_EXTRAS)), TRAINABLE_EXTRAS, f"{where}.train")
-    if problems + found:
-        raise ConfigError(problems + found)
-    return AdaptersSpec(**parts, train=train)
+    problems += found
+    # Compared only when each part is right: what is misspelt in one of them isn't a difference between them.
+    problems += parsing.budget(section, parts, where) if not problems else []
+    if problems:
+        raise ConfigError(problems)
+    pool = {key: section[key] for key in ("budget", "budget_unit") if key in section}
+    tuned: dict[str, Any] = {part: AdapterSpec(**value) for part, value in parts.items()}
+    return AdaptersSpec(**tuned, train=train, **pool)
 
 
 def peft_config(spec: AdapterSpec, targets: str | Sequence[str], **overrides: object) -> "PeftConfig":
@@ -124,7 +141,7 @@ def peft_config(spec: AdapterSpec, targets: str | Sequence[str], **overrides: ob
     options = {**{key: plain(value) for key, value in spec.options.items()}, **overrides}
     given = {key: value for key, value in options.items() if value is not None}
     return config_class(str(spec.peft_type))(
-        target_modules=targets if isinstance(targets, str) else list(targets), **given
+        target_modules=targets if isinstance(targets, str) else list(targets), **for_peft(str(spec.peft_type), given)
     )
 
 
@@ -150,6 +167,8 @@ def documented_keys(where: str = "model.adapters") -> list[tuple[str, str, str, 
         "qformer": ("mapping or word", "frozen"),
         "llm": ("mapping or word", "frozen"),
         "train": ("list", "[" + ", ".join(TRAINABLE_EXTRAS) + "]"),
+        "budget": ("word", "separate"),
+        "budget_unit": ("word", "rank"),
     }
     part = {
         "peft_type": ("word", "required"),

@@ -40,12 +40,11 @@ def count_config(cfg_path: str, options: tuple[str, ...] = ()) -> dict[str, Any]
     Raises:
         ConfigError: Every problem of the config's model section.
     """
-    from lavis.common.config import Config
     from lavis.common.registry import registry
 
     from lavis_peft.adapters.count import count
     from lavis_peft.errors import ConfigError
-    from lavis_peft.runners.config import model_problems
+    from lavis_peft.runners.config import model_problems, model_section
     from lavis_peft.runners.config_file import read_run_file
 
     config, _ = read_run_file(cfg_path, options)
@@ -55,7 +54,7 @@ def count_config(cfg_path: str, options: tuple[str, ...] = ()) -> dict[str, Any]
     if not hasattr(cls, "on_meta"):
         raise ConfigError(f"model.arch: {config.model.arch} is not a model of this plugin", where=cfg_path)
     try:
-        model = cls.on_meta(Config.build_model_config(config).model)
+        model = cls.on_meta(model_section(config))
     except ConfigError as error:
         raise ConfigError(error.problems, where=cfg_path) from None
     counts = count(model.all_parts(), {"qformer": "qformer", "llm": model.family})

@@ -1,18 +1,14 @@
 """`lavis-peft merge`: adapters into the base weights, checked before it says done."""
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 
+from lavis_peft.cli.output import check_folder, tolerance, tuned_model, whole_folder
 from lavis_peft.cli.run_options import RunCommand, run_options
-from lavis_peft.errors import CheckpointError, ConfigError
-
-#: How far a candidate's score may move. Float32 sums differ by rounding only; in half precision, weights are rounded.
-_TOLERANCE = {"fp32": 1e-3, "bf16": 0.5, "fp16": 0.1}
+from lavis_peft.errors import CheckpointError
 
 
 @click.command("merge", cls=RunCommand)
@@ -63,46 +59,13 @@ def merge(cfg_path: str, options: list[str], checkpoint: str, output: Path, dtyp
     from lavis_peft.runners.config_file import read_run_file
 
     config, _ = read_run_file(cfg_path, options)
-    output = output.expanduser().resolve()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"--output {output}: exists already; give a new or empty folder")
+    output = check_folder(output)
     import lavis_peft
 
     lavis_peft.register()
-    model, section = _tuned_model(config, cfg_path, checkpoint)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        result = _write_checked(model, section, config, partial, output, dtype)
-        partial.chmod(0o755)  # mkdtemp's folders are the owner's alone
-        if output.exists():
-            output.rmdir()
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return result
-
-
-def _tuned_model(config: Any, cfg_path: str, checkpoint: str) -> tuple[Any, dict[str, Any]]:
-    from lavis.common.config import Config
-    from lavis.common.registry import registry
-    from omegaconf import OmegaConf
-
-    from lavis_peft.runners.config import model_problems
-
-    problems = model_problems(config.model)
-    if not problems and not hasattr(registry.get_model_class(config.model.arch), "apply_adapters"):
-        problems = [f"model.arch: {config.model.arch} is not a model of this plugin"]
-    if problems:
-        raise ConfigError(problems, where=cfg_path)
-    merged = Config.build_model_config(config).model
-    section = OmegaConf.to_container(merged, resolve=True)
-    cls = registry.get_model_class(section["arch"])
-    spec = cls.parse_config(section)
-    modes = {spec.adapters.qformer.mode, spec.adapters.llm.mode}
-    if "adapter" not in modes:
-        raise ConfigError("model.adapters: names no adapter, so there is nothing to merge", where=cfg_path)
-    return cls.from_config({**section, "load_finetuned": True, "finetuned": checkpoint}).eval(), section
+    model, section = tuned_model(config, cfg_path, checkpoint, "merge")
+    with whole_folder(output) as partial:
+        return _write_checked(model, section, config, partial, output, dtype)
 
 
 def _write_checked(
@@ -117,10 +80,10 @@ def _write_checked(
     keys = write_merged(model, partial, PRECISIONS[dtype] if dtype else None)
     again = type(model).from_config(merged_section(section, keys, partial)).eval()
     difference = compare(model, again)
-    tolerance = max(_TOLERANCE[kind] for kind in (model.spec.llm_precision, model.spec.vit_precision, dtype or "fp32"))
-    if not difference <= tolerance:
+    allowed = tolerance(model, dtype)
+    if not difference <= allowed:
         raise CheckpointError(
-            f"the merged model scores differently: by {difference:.2e}, more than {tolerance:.0e}; nothing was written"
+            f"the merged model scores differently: by {difference:.2e}, more than {allowed:.0e}; nothing was written"
         )
     run = OmegaConf.to_container(config)
     run["model"] = merged_section(section, keys, output)
@@ -130,5 +93,5 @@ def _write_checked(
         "files": sorted(str(path.relative_to(partial)) for path in partial.iterdir()),
         "layers": len(adapted_layers(model)),
         "difference": difference,
-        "tolerance": tolerance,
+        "tolerance": allowed,
     }

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lavis_peft.adapters import checkpoint, identity, inject
+from lavis_peft.adapters.adalora import RankBudget
 from lavis_peft.adapters.spec import AdaptersSpec
 from lavis_peft.errors import CheckpointError, ConfigError
 from lavis_peft.models.answering import Answering
@@ -84,6 +85,8 @@ class Blip2InstructPeft(Answering, Blip2Base):
         setattr(self, self.llm_key, llm.requires_grad_(False))
         width = llm_config.d_model if self.family == "t5" else llm_config.hidden_size
         setattr(self, self.projection_key, nn.Linear(self.Qformer.config.hidden_size, width))
+        #: The budget of `peft_type: ADALORA`.
+        self.adalora: RankBudget | None = None
 
     # What a family says
 
@@ -145,6 +148,7 @@ class Blip2InstructPeft(Answering, Blip2Base):
         if self.adapters.llm.mode == "full":
             self.llm.float()  # AdamW's steps get lost in half precision, and a GradScaler refuses fp16 parameters
         inject.apply(self.adapters, self.adapter_parts(), families, self.extra_parts())
+        self.adalora = inject.rank_budget(self.adapters, self.adapter_parts(), families)
 
     def maybe_autocast(self, dtype: torch.dtype = torch.float16) -> contextlib.AbstractContextManager:
         """LAVIS's autocast on a GPU; on a CPU only where weights are held in half precision."""
@@ -198,10 +202,17 @@ class Blip2InstructPeft(Answering, Blip2Base):
             samples: ``image`` (B, 3, H, W), ``text_input`` and ``text_output``: B instructions and targets.
 
         Returns:
-            ``{"loss": …}``, the mean over the targets' tokens.
+            ``{"loss": …}``, the mean over the targets' tokens; in training, AdaLoRA's orthogonality term is added.
+
+        Raises:
+            UserError: AdaLoRA is trained by a runner that doesn't allocate ranks.
         """
+        budget = self.adalora if self.training and torch.is_grad_enabled() else None
+        if budget is not None:
+            budget.check_pass()
         prefix, mask = self.encode_images(samples["image"], samples["text_input"])
-        return {"loss": self.language_loss(prefix, mask, samples)}
+        loss = self.language_loss(prefix, mask, samples)
+        return {"loss": loss if budget is None else loss + budget.penalty()}
 
     # Loading
 
@@ -216,6 +227,7 @@ class Blip2InstructPeft(Answering, Blip2Base):
         """
         required = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
         own = super().state_dict()
+        required += [key for key in own if key.endswith(checkpoint.EXTRA_STATE)]
         checkpoint.check_keys(required, own, state_dict)
         checkpoint.check_shapes(state_dict, own)
         return super().load_state_dict(state_dict, strict=False, assign=assign)

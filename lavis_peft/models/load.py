@@ -24,11 +24,10 @@ def load_run(
         ConfigError: Something in the config is wrong.
         CheckpointError: The checkpoint can't be read or belongs to another model.
     """
-    from lavis.common.config import Config
     from lavis.common.registry import registry
     from omegaconf import OmegaConf
 
-    from lavis_peft.runners.config import check_config
+    from lavis_peft.runners.config import check_config, dataset_sections, model_section
     from lavis_peft.runners.config_file import read_run_file
 
     config, _ = read_run_file(cfg_path, options)
@@ -36,9 +35,9 @@ def load_run(
     cls = registry.get_model_class(config.model.arch)
     if not issubclass(cls, Blip2InstructPeft):
         raise ConfigError(f"model.arch: {config.model.arch} is not a model of this plugin", where=cfg_path)
-    section = OmegaConf.to_container(Config.build_model_config(config).model, resolve=True)
+    section = OmegaConf.to_container(model_section(config), resolve=True)
     if checkpoint is not None:
         section |= {"load_finetuned": True, "finetuned": checkpoint}
-    dataset = next(iter(Config.build_dataset_config(config).datasets.values()))
+    dataset = next(iter(dataset_sections(config).values()))
     processor = dataset.vis_processor.eval
     return cls.from_config(section).eval(), registry.get_processor_class(processor.name).from_config(processor)

@@ -16,7 +16,8 @@ from lavis_peft.models.language import load_tokenizer
 
 CHECKPOINT = "merged.pth"
 LANGUAGE_MODEL = "llm"
-_FROM_ELSEWHERE = ("visual_encoder.", "t5_model.", "llm_model.")
+# Weights that come from elsewhere, and the budget, which is spent.
+_NOT_HERE = ("visual_encoder.", "t5_model.", "llm_model.", "adalora.")
 
 
 def write_merged(model: Blip2InstructPeft, folder: Path, dtype: torch.dtype | None = None) -> dict[str, str]:
@@ -34,7 +35,7 @@ def write_merged(model: Blip2InstructPeft, folder: Path, dtype: torch.dtype | No
     Raises:
         CheckpointError: A merged weight isn't finite.
     """
-    own = {key: value for key, value in model.named_children() if f"{key}." not in _FROM_ELSEWHERE}
+    own = {key: value for key, value in model.named_children() if f"{key}." not in _NOT_HERE}
     state: dict[str, Tensor] = {"query_tokens": model.query_tokens.detach()}
     for name, part in own.items():
         state |= {f"{name}.{key}": value for key, value in merged_state(part, dtype).items()}

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lavis_peft.adapters.checkpoint import read_checkpoint
 from lavis_peft.errors import ConfigError
 from lavis_peft.runners import checkpoints, distributed, optim
+from lavis_peft.runners.allocation import Allocation, StepScaler
 from lavis_peft.runners.checkpoints import Progress
 from lavis_peft.runners.config import gives_weights, run_spec
 from lavis_peft.runners.folders import CheckpointFolder, make_run_folder
@@ -59,6 +60,7 @@ class BaseRunnerPeft(RunnerBase):
         self.files = CheckpointFolder(self.output_dir, self.spec.save_freq)
         self.log = RunLog(self.output_dir, distributed.is_main(), self.spec.tensorboard)
         self._has_best = False
+        self.allocation: Allocation | None = None
 
     def setup_output_dir(self) -> None:
         """Make the run's folder under the user's directory and tell LAVIS where it is."""
@@ -104,7 +106,7 @@ class BaseRunnerPeft(RunnerBase):
     def scaler(self) -> Any:
         """The loss scaler of mixed precision; None without it and on a CPU."""
         if self.spec.amp and self.cuda_enabled and self._scaler is None:
-            self._scaler = torch.amp.GradScaler("cuda")
+            self._scaler = StepScaler("cuda")
         return self._scaler
 
     @property

@@ -9,11 +9,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lavis_peft import __version__
-from lavis_peft.adapters.checkpoint import check_keys, check_shapes, model_state, read_checkpoint
+from lavis_peft.adapters.checkpoint import EXTRA_STATE, check_keys, check_shapes, model_state, read_checkpoint
 from lavis_peft.adapters.identity import HEADER, differences, header
 from lavis_peft.errors import CheckpointError
-
-_EXTRA_STATE = "_extra_state"
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def trained_state(model: nn.Module) -> dict[str, Any]:
     """
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     state = model.state_dict()
-    return {key: value for key, value in state.items() if key in trainable or key.endswith(_EXTRA_STATE)}
+    return {key: value for key, value in state.items() if key in trainable or key.endswith(EXTRA_STATE)}
 
 
 def identity(model: nn.Module) -> dict[str, Any]:

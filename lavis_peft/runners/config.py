@@ -45,6 +45,23 @@ class RunConfig(Config):
         return Config.build_dataset_config(self._merged)
 
 
+def model_section(config: DictConfig) -> DictConfig:
+    """The model section with its default YAML merged in, as LAVIS does it.
+
+    `hooks.install` puts `RunConfig` in the place of LAVIS's class, and there this is a method of a whole run config; so
+    code that has a file's content alone asks here.
+
+    Args:
+        config: The file with its overrides merged in.
+    """
+    return Config.build_model_config(config).model
+
+
+def dataset_sections(config: DictConfig) -> DictConfig:
+    """The dataset sections with their default YAMLs merged in; as `model_section`."""
+    return Config.build_dataset_config(config).datasets
+
+
 def runner_name(config: DictConfig) -> str:
     """The runner that a config asks for: by name, or ours for a model of ours, or else LAVIS's default."""
     named = config.run.get("runner")

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from lavis_peft.errors import ConfigError
 from lavis_peft.runners import distributed
+from lavis_peft.runners.allocation import prepare
 from lavis_peft.runners.base import BaseRunnerPeft
 from lavis_peft.runners.watch import EpochWatch
 from lavis_peft.tasks.splits import check_splits
@@ -77,9 +78,15 @@ class RunnerPeft(BaseRunnerPeft):
 
     def _train_and_test(self) -> dict[str, Any]:
         self._check_training()
+        self.allocation = prepare(self.plain_model, self.optimizer_steps, self.result_dir, self.log)
         if self.spec.resume_ckpt_path is not None:
             self._resume(self.spec.resume_ckpt_path)
+        if self.allocation is not None:
+            resumed = self.spec.resume_ckpt_path is not None
+            self.allocation.start(self.optimizer, self.scaler, self.spec.accum_grad_iters, resumed)
         last = self._train_epochs()
+        if self.allocation is not None and self.allocation.finish():
+            self._save_checkpoint(last)
         if self._has_best and self.spec.test_splits:
             self._reload_best_model(self.plain_model)
         elif self.spec.valid_splits and self.spec.test_splits:
@@ -95,6 +102,11 @@ class RunnerPeft(BaseRunnerPeft):
         check_splits({"train_splits": self.spec.train_splits}, self.datasets)
         if self.spec.amp and not self.cuda_enabled:
             _log.warning("run.amp: mixed precision needs a GPU; training in full precision")
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of the whole run; iterations that an epoch leaves over make none."""
+        return self.max_epoch * (len(self.train_loader) // self.spec.accum_grad_iters)
 
     def _train_epochs(self) -> int:
         """Train what is left of the run; returns the last epoch that was trained."""
@@ -131,6 +143,8 @@ class RunnerPeft(BaseRunnerPeft):
         if loss is not None:
             stats["loss"] = loss
         self._record("train", {**stats, "seconds": round(time.monotonic() - started, 3)}, epoch)
+        if self.allocation is not None:
+            self.allocation.write()
 
     def _stops_early(self) -> bool:
         if not self.spec.patience or self.progress.stale < self.spec.patience:
@@ -188,8 +202,12 @@ class RunnerPeft(BaseRunnerPeft):
             raise ConfigError(
                 f"run.valid_splits: task {self.spec.task} gives no agg_metrics, so no epoch can be called best"
             )
-        # Only the main process is sure to have the metrics; all must agree on when to stop.
-        self.progress = distributed.from_main(self.progress.after(scores[decisive].get("agg_metrics"), epoch))
+        if self.allocation is not None and not self.allocation.budget.is_fixed:
+            # With more ranks than it will end with, a model is neither the best of the run nor a reason to stop it.
+            self.progress = replace(self.progress, validated=True)
+        else:
+            # Only the main process is sure to have the metrics; all must agree on when to stop.
+            self.progress = distributed.from_main(self.progress.after(scores[decisive].get("agg_metrics"), epoch))
         for split, metrics in scores.items():
             self._record(split, {**metrics, "best_epoch": self.progress.best_epoch}, epoch)
         if self.progress.best_epoch == epoch:

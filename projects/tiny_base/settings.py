@@ -58,7 +58,7 @@ class Settings:
     pictures: int = 40_000
     vision: Stage = field(default_factory=lambda: Stage(steps=3600, batch=96, lr=3e-3))
     t5: Stage = field(default_factory=lambda: Stage(steps=2400, batch=128, lr=2e-3))
-    llama: Stage = field(default_factory=lambda: Stage(steps=2000, batch=128, lr=2e-3))
+    llama: Stage = field(default_factory=lambda: Stage(steps=1600, batch=128, lr=2e-3))
 
     @classmethod
     def read(cls, path: Path) -> "Settings":

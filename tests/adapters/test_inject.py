@@ -149,13 +149,13 @@ def test_a_part_is_adapted_once(make_qformer: Make, lora: Lora) -> None:
 
 
 def test_another_set_than_asked_is_an_error(make_qformer: Make, lora: Lora, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = injecting.inject_adapter_in_model
+    real = injecting.put_in
 
-    def wrap_more(config: PeftConfig, module: nn.Module) -> None:
+    def wrap_more(module: nn.Module, config: PeftConfig) -> None:
         config.target_modules += r"|encoder\.layer\.0\.output\.dense"
-        real(config, module)
+        real(module, config)
 
-    monkeypatch.setattr(injecting, "inject_adapter_in_model", wrap_more)
+    monkeypatch.setattr(injecting, "put_in", wrap_more)
     with pytest.raises(RuntimeError, match=r"other layers than asked: \['encoder\.layer\.0\.output\.dense'\]"):
         inject(make_qformer(), "qformer", lora(sublayers=["ffn.query"]), PART)
 

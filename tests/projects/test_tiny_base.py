@@ -8,6 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import transformers
 
 from lavis_peft.errors import ConfigError
 from lavis_peft.paths import projects_dir
@@ -148,26 +149,31 @@ def test_shipped_config_is_read() -> None:
 
 
 def test_a_few_steps_of_every_stage_make_a_loadable_base(tmp_path: Path) -> None:
-    config = tmp_path / "small.yaml"
-    config.write_text(SMALL)
+    families = ["llama", "t5"] if hasattr(transformers, "LlamaForCausalLM") else ["t5"]
     output = tmp_path / "base"
-    command = ["--output", str(output), "--config", str(config)]
-    assert script("train").main(command) == 0
+    _train(tmp_path, has_llama="llama" in families)
     stages = [json.loads(line)["stage"] for line in (output / "log.jsonl").read_text().splitlines()]
-    assert set(stages) == {"vision", "t5", "llama"}
+    assert set(stages) == {"vision", *families}
     files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*.safetensors"))
-    assert files == [
-        "llama/model.safetensors",
-        "llama_qformer.safetensors",
-        "t5/model.safetensors",
-        "t5_qformer.safetensors",
-        "vit.safetensors",
-    ]
+    each = [f"{family}{end}" for family in families for end in ("/model.safetensors", "_qformer.safetensors")]
+    assert files == sorted([*each, "vit.safetensors"])
     # Done stages are skipped: nothing is written a second time.
     before = {name: (output / name).stat().st_mtime_ns for name in files}
-    assert script("train").main(command) == 0
+    _train(tmp_path, has_llama="llama" in families)
     assert before == {name: (output / name).stat().st_mtime_ns for name in files}
     _check_t5_loads(output)
+
+
+def _train(folder: Path, *, has_llama: bool) -> None:
+    (folder / "small.yaml").write_text(SMALL)
+    command = ["--output", str(folder / "base"), "--config", str(folder / "small.yaml")]
+    if has_llama:
+        assert script("train").main(command) == 0
+        return
+    # An old transformers has no LLaMA: the last stage says so, and the stages before it have left their files.
+    with pytest.raises(SystemExit) as caught:
+        script("train").main(command)
+    assert caught.value.code == 2
 
 
 def _check_t5_loads(output: Path) -> None:

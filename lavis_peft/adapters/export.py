@@ -1,0 +1,122 @@
+"""An adapter in peft's own file layout, to be loaded without this plugin.
+
+AdaLoRA is written as plain LoRA: ``B · (E ∘ A) · alpha / ranknum`` is a product of two matrices too, and once its ranks
+are chosen there is nothing left to allocate. A layer keeps its own rank, in ``rank_pattern``.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import inject_adapter_in_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from lavis_peft.adapters.merge import adapted_layers
+from lavis_peft.adapters.methods import config_class
+from lavis_peft.adapters.spec import AdapterSpec, plain
+from lavis_peft.adapters.triplets import ADAPTER, Slot
+from lavis_peft.errors import CheckpointError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# In peft's files names begin below its wrapper of the model.
+_PREFIX = "base_model.model."
+
+Exported = tuple[dict[str, Any], dict[str, Tensor]]
+
+
+@torch.no_grad()
+def exported(module: nn.Module, spec: AdapterSpec, prune: bool = False) -> Exported:
+    """A part's adapter: the content of peft's two files, tensors under names below the part.
+
+    Args:
+        module: The part, with its adapter.
+        spec: The adapter's spec.
+        prune: Leave out AdaLoRA's triplets whose E is 0; they add nothing to the output.
+
+    Raises:
+        CheckpointError: Every triplet is 0.
+    """
+    if spec.peft_type == "ADALORA":
+        return _as_lora(module, spec, prune)
+    # Narrowing and patterns are already in the list of names.
+    options = {
+        key: plain(value)
+        for key, value in spec.options.items()
+        if key not in ("layers_to_transform", "exclude_modules")
+    }
+    own = module.peft_config[ADAPTER]
+    patterns = {key: dict(getattr(own, key)) for key in ("rank_pattern", "alpha_pattern") if options.get(key)}
+    config = _config(str(spec.peft_type), list(adapted_layers(module)), {**options, **patterns})
+    return config, get_peft_model_state_dict(module, adapter_name=ADAPTER)
+
+
+def _as_lora(module: nn.Module, spec: AdapterSpec, prune: bool) -> Exported:
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    alpha = None
+    for name, layer in adapted_layers(module).items():
+        slot = Slot("", name, "", None, layer)
+        a, e, b = slot.matrices
+        keep = e.flatten() != 0 if prune else torch.ones(slot.rank, dtype=torch.bool, device=e.device)
+        rank, alpha = int(keep.sum()), layer.lora_alpha[ADAPTER]
+        if rank == 0:
+            continue
+        # peft's AdaLoRA divides by the rank at the start and a small constant, its LoRA by the layer's own rank.
+        scale = layer.scaling[ADAPTER] / (slot.ranknum + 1e-5) * rank / alpha
+        tensors[f"{name}.lora_A.weight"] = (a * e * scale)[keep]
+        tensors[f"{name}.lora_B.weight"] = b[:, keep]
+        ranks[name] = rank
+    if not ranks:
+        raise CheckpointError("every rank of the adapter is 0: it wasn't trained, so there is nothing to export")
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    pattern = {name: rank for name, rank in ranks.items() if rank != usual}
+    options = {"lora_alpha": alpha, "lora_dropout": spec.options.get("lora_dropout", 0.0)}
+    return _config("LORA", list(ranks), {"r": usual, "rank_pattern": pattern, **options}), tensors
+
+
+def _config(peft_type: str, names: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    # Only what is needed: each version of peft writes keys of its own, which older ones refuse.
+    return {
+        "peft_type": peft_type,
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "target_modules": names,
+        **options,
+    }
+
+
+def write_adapter(content: Exported, folder: Path) -> None:
+    """Write peft's two files.
+
+    Args:
+        content: What `exported` returned.
+        folder: Made if need be.
+    """
+    from safetensors.torch import save_file
+
+    config, tensors = content
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    named = {_PREFIX + name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def put_back(module: nn.Module, folder: Path) -> None:
+    """Put a written adapter into a part without one, as any user of peft would.
+
+    Args:
+        module: The part, with its base weights.
+        folder: A folder of `write_adapter`.
+    """
+    from safetensors.torch import load_file
+
+    options = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = config_class(options.pop("peft_type"))(**options)
+    inject_adapter_in_model(config, module)
+    tensors = load_file(folder / WEIGHTS)
+    set_peft_model_state_dict(module, {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()})

@@ -1,0 +1,125 @@
+"""`lavis-peft export`: adapters in peft's own layout, checked before it says done."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lavis_peft.cli.output import check_folder, tolerance, tuned_model, whole_folder
+from lavis_peft.cli.run_options import RunCommand, run_options
+from lavis_peft.errors import CheckpointError
+
+#: What trains besides the adapters, under LAVIS's names.
+TRAINED = "trained.safetensors"
+
+
+@click.command("export", cls=RunCommand)
+@run_options
+@click.option("--checkpoint", required=True, metavar="PTH", help="The checkpoint to export, as a run writes it.")
+@click.option("--output", required=True, metavar="DIR", help="Folder to write; must not exist yet, or be empty.")
+@click.option("--prune", is_flag=True, help="Leave out AdaLoRA's ranks that were taken away.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def command(cfg_path: str, options: tuple[str, ...], checkpoint: str, output: str, prune: bool, as_json: bool) -> None:
+    """Write a checkpoint's adapters as peft does, one folder for each part.
+
+    DIR/qformer and DIR/llm get adapter_config.json and adapter_model.safetensors; trained.safetensors holds what
+    trained besides, under LAVIS's names. AdaLoRA becomes plain LoRA; with --prune, each layer keeps its own rank.
+    Before the folder appears, what was written is put into a fresh base model, which must score as the tuned one does.
+    """
+    result = export(cfg_path, list(options), checkpoint, Path(output), prune)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    for part, numbers in result["parts"].items():
+        click.echo(
+            f"{part}: {numbers['layers']} layers, {numbers['ranks']} ranks, {numbers['parameters']:,} parameters"
+        )
+    click.echo(f"largest difference of a score: {result['difference']:.2e}")
+    for name in result["files"]:
+        click.echo(f"  {Path(result['output']) / name}")
+
+
+def export(cfg_path: str, options: list[str], checkpoint: str, output: Path, prune: bool = False) -> dict[str, Any]:
+    """Export a checkpoint's adapters, verify and write them.
+
+    Args:
+        cfg_path: The run config that the checkpoint was trained with.
+        options: Overrides of it, ``key=value`` each.
+        checkpoint: A runner's checkpoint, path or URL.
+        output: The folder to write; appears only when its content was checked.
+        prune: Leave out ranks that AdaLoRA took away.
+
+    Returns:
+        ``output``, ``files``, ``parts`` (``layers``, ``ranks`` and ``parameters`` of each), ``difference`` and
+        ``tolerance``.
+
+    Raises:
+        ConfigError: Bad config or output folder.
+        CheckpointError: The checkpoint belongs to another model, or what was written gives other outputs.
+    """
+    from lavis_peft.runners.config_file import read_run_file
+
+    config, _ = read_run_file(cfg_path, options)
+    output = check_folder(output)
+    import lavis_peft
+
+    lavis_peft.register()
+    model, section = tuned_model(config, cfg_path, checkpoint, "export")
+    with whole_folder(output) as partial:
+        parts = _write(model, partial, prune)
+        difference, allowed = _difference(model, section, list(parts), partial), tolerance(model)
+        if not difference <= allowed:
+            raise CheckpointError(
+                f"the exported adapter scores differently: by {difference:.2e}, more than {allowed:.0e}; "
+                "nothing was written"
+            )
+        files = sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())
+    return {
+        "output": str(output),
+        "files": files,
+        "parts": parts,
+        "difference": difference,
+        "tolerance": allowed,
+    }
+
+
+def _write(model: Any, folder: Path, prune: bool) -> dict[str, dict[str, int]]:
+    from safetensors.torch import save_file
+
+    from lavis_peft.adapters.export import exported, write_adapter
+    from lavis_peft.adapters.merge import besides_adapters
+
+    parts = {}
+    for part, module in model.adapter_parts().items():
+        spec = getattr(model.adapters, part)
+        if spec.mode != "adapter":
+            continue
+        config, tensors = exported(module, spec, prune)
+        write_adapter((config, tensors), folder / part)
+        parts[part] = {
+            "layers": len(config["target_modules"]),
+            "ranks": sum(tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A.weight")),
+            "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        }
+    rest = {name: tensor.detach().cpu().contiguous() for name, tensor in besides_adapters(model).items()}
+    if rest:
+        save_file(rest, folder / TRAINED, metadata={"format": "pt"})
+    return parts
+
+
+def _difference(model: Any, section: dict[str, Any], parts: list[str], folder: Path) -> float:
+    """How far the scores of a base model with the written files in it are from the tuned model's."""
+    from safetensors.torch import load_file
+    from torch import nn
+
+    from lavis_peft.adapters.export import put_back
+    from lavis_peft.models.merged import compare
+
+    dropped = ("adapters", "finetuned", "load_finetuned")
+    plain = type(model).from_config({key: value for key, value in section.items() if key not in dropped})
+    if (folder / TRAINED).is_file():
+        nn.Module.load_state_dict(plain, load_file(folder / TRAINED), strict=False)
+    for part in parts:
+        put_back(plain.adapter_parts()[part], folder / part)
+    return compare(model, plain.eval())
