@@ -44,7 +44,7 @@ def test_every_package_is_declared() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("setuptools", minversion="68")
+    pytest.importorskip("setuptools", minversion="70.1")
     work = tmp_path_factory.mktemp("wheel")
     source = work / "source"
     source.mkdir()

@@ -136,10 +136,10 @@ def _version(distribution: str) -> str | None:
 
 def _versions(found: Diagnosis) -> None:
     found.versions["python"] = platform.python_version()
-    for module, distribution in LIBRARIES.items():
+    for distribution in LIBRARIES.values():
         found.versions[distribution] = _version(distribution)
-        if _is_absent(module):
-            found.report(f"{distribution} isn't installed", f"pip install {distribution}")
+    if absent := [distribution for module, distribution in LIBRARIES.items() if _is_absent(module)]:
+        found.report(f"not installed: {', '.join(absent)}", f"pip install {' '.join(absent)}")
 
 
 def _lavis(found: Diagnosis) -> None:
