@@ -10,10 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from lavis_peft.checks import listing, suggestion
 from lavis_peft.errors import ConfigError
 from lavis_peft.runners.config_file import read_run_file
-from lavis_peft.runners.spec import RunSpec, parse_run
+from lavis_peft.runners.spec import OURS, IterRunSpec, RunSpec, parse_run
 
 #: A run config that has one of these is meant for training, so that what training needs can be asked for early.
-_TRAINING_KEYS = ("max_epoch", "init_lr", "lr_sched")
+_TRAINING_KEYS = ("max_epoch", "max_iters", "init_lr", "lr_sched")
 
 
 class RunConfig(Config):
@@ -81,7 +81,8 @@ def run_spec(run: DictConfig) -> RunSpec:
     plain = OmegaConf.to_container(run, resolve=True)
     # A task of one's own names the run keys it reads in a class attribute `run_keys`.
     task = registry.get_task_class(str(run.get("task")))
-    return parse_run(plain, extra_keys=getattr(task, "run_keys", ()))
+    kind = IterRunSpec if run.get("runner") == "runner_peft_iter" else RunSpec
+    return parse_run(plain, extra_keys=getattr(task, "run_keys", ()), kind=kind)
 
 
 def check_names(config: DictConfig, where: str = "") -> None:
@@ -104,7 +105,7 @@ def check_names(config: DictConfig, where: str = "") -> None:
     for key, name, known in names:
         if name is not None and name not in known:
             problems.append(_unknown(key, name, known))
-    if runner_name(config) == "runner_peft":
+    if runner_name(config) in OURS:
         try:
             spec = run_spec(run)
         except ConfigError as error:
