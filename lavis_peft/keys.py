@@ -20,12 +20,13 @@ def rows() -> list[tuple[str, list[Row]]]:
     from lavis_peft.adapters.spec import documented_keys
     from lavis_peft.datasets.spec import EasyVqaSpec, InstructJsonSpec
     from lavis_peft.models.spec import ModelSpec
-    from lavis_peft.runners.spec import RunSpec
+    from lavis_peft.runners.spec import IterRunSpec, RunSpec
     from lavis_peft.tasks.options import TaskOptions
 
     adapters = [(key, default, meaning) for key, _, default, meaning in documented_keys("adapters")]
     own = {field.name for field in fields(InstructJsonSpec)}
     easy = [row for row in _rows(EasyVqaSpec) if row[0] not in own]
+    shared = {field.name for field in fields(RunSpec)}
     task = {field.name for field in fields(TaskOptions)}
     return [
         ("`model`", [row for row in _rows(ModelSpec) if row[0] not in ("llm", "adapters")]),
@@ -34,6 +35,10 @@ def rows() -> list[tuple[str, list[Row]]]:
         ("`datasets.instruct_json`", _rows(InstructJsonSpec)),
         ("`datasets.easy_vqa`, besides those of `instruct_json` that concern any data", easy),
         ("`run`, with `runner: runner_peft`", [row for row in _rows(RunSpec) if row[0] not in task]),
+        (
+            "`run`, with `runner: runner_peft_iter`: those of `runner_peft` without `max_epoch`, and",
+            [row for row in _rows(IterRunSpec) if row[0] not in shared],
+        ),
         ("`run`, with `task: multiple_choice_vqa`", _rows(TaskOptions)),
     ]
 

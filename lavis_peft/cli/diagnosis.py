@@ -42,6 +42,7 @@ EXTRAS = {
     "captions": (("pycocoevalcap", "pycocotools"), "scores of captions: BLEU, CIDEr, METEOR, SPICE"),
     "lemmatize": (("spacy",), "open-ended answers reduced to their dictionary form"),
     "tensorboard": (("tensorboard",), "curves of a run in TensorBoard"),
+    "report": (("matplotlib",), "the figures of `lavis-peft report`"),
 }
 
 

@@ -64,10 +64,11 @@ def build_runner(cfg_path: str, options: Sequence[str], training: bool) -> Any:
 
     from lavis_peft.runners import distributed, hooks
     from lavis_peft.runners.config import RunConfig
+    from lavis_peft.runners.spec import OURS
 
     hooks.install()
     cfg = RunConfig(Namespace(cfg_path=cfg_path, options=list(options)))
-    ours = cfg.run_cfg.runner == "runner_peft"
+    ours = cfg.run_cfg.runner in OURS
     if ours:
         _check_purpose(cfg, training)
     distributed.init_distributed_mode(cfg.run_cfg)

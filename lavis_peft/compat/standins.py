@@ -25,7 +25,7 @@ OPTIONAL: Mapping[str, str] = {
     "ftfy": "",
     "h5py": "",
     "librosa": "",
-    "matplotlib": "",
+    "matplotlib": "report",
     "moviepy": "",
     "nltk": "",
     "open3d": "",

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lavis_peft.adapters.adalora import RankBudget
 from lavis_peft.adapters.checkpoint import atomic_file
 from lavis_peft.adapters.history import by_word
-from lavis_peft.errors import ConfigError
+from lavis_peft.errors import ConfigError, UserError
 from lavis_peft.runners import distributed
 from lavis_peft.runners.logs import RunLog, plain
 
@@ -125,7 +125,19 @@ class Allocation:
         if late:
             _log.warning("AdaLoRA: training ended before its last allocation; the ranks were cut to the target now")
         self.write()
+        self._report()
         return late
+
+    def _report(self) -> None:
+        """Write the run's report beside `result/`, on the main process."""
+        from lavis_peft.adapters.report import write_report
+
+        if distributed.is_main():
+            try:
+                written = write_report(self._path.parent.parent)
+                _log.info("AdaLoRA: where the rank went is in %s", written[0].parent)
+            except UserError as error:  # training is done; a report can be made again with `lavis-peft report`
+                _log.warning("AdaLoRA: no report was written: %s", error)
 
 
 def schedule_problems(budget: RankBudget, total_step: int) -> list[str]:

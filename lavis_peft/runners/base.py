@@ -116,13 +116,20 @@ class BaseRunnerPeft(RunnerBase):
             cls = registry.get_lr_scheduler_class(self.spec.lr_sched)
             if cls is None:
                 raise ConfigError(f"run.lr_sched: unknown name '{self.spec.lr_sched}'")
-            self._lr_sched = optim.build_schedule(cls, self.optimizer, self.spec, len(self.train_loader))
+            self._lr_sched = optim.build_schedule(
+                cls, self.optimizer, self.spec, self.max_epoch, len(self.train_loader)
+            )
         return self._lr_sched
 
     @property
     def max_epoch(self) -> int:
         """Epochs of the whole run."""
         return self.spec.max_epoch or 0
+
+    @property
+    def length(self) -> str:
+        """The key that says how long the run is, with its value."""
+        return f"run.max_epoch={self.spec.max_epoch}"
 
     @property
     def dataloaders(self) -> dict[str, Any]:
@@ -176,8 +183,8 @@ class BaseRunnerPeft(RunnerBase):
         self._load_checkpoint(path)
         if self.start_epoch >= self.max_epoch:
             raise ConfigError(
-                f"run.resume_ckpt_path: {path} is of epoch {self.start_epoch - 1}, and run.max_epoch={self.max_epoch} "
-                f"ends with epoch {self.max_epoch - 1}; raise run.max_epoch to train on, or score it with "
+                f"run.resume_ckpt_path: {path} is of epoch {self.start_epoch - 1}, and {self.length} ends with epoch "
+                f"{self.max_epoch - 1}; raise {self.length.partition('=')[0]} to train on, or score it with "
                 "run.evaluate=true"
             )
 

@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from lavis_peft.checks import listing, suggestion
 from lavis_peft.errors import ConfigError
 from lavis_peft.runners.config_file import read_run_file
-from lavis_peft.runners.spec import RunSpec, parse_run
+from lavis_peft.runners.spec import OURS, IterRunSpec, RunSpec, parse_run
 
 #: A run config that has one of these is meant for training, so that what training needs can be asked for early.
-_TRAINING_KEYS = ("max_epoch", "init_lr", "lr_sched")
+_TRAINING_KEYS = ("max_epoch", "max_iters", "init_lr", "lr_sched")
 
 
 class RunConfig(Config):
@@ -82,7 +82,8 @@ def run_spec(run: DictConfig) -> RunSpec:
     plain = OmegaConf.to_container(run, resolve=True)
     # A task of one's own names the run keys it reads in a class attribute `run_keys`.
     task = registry.get_task_class(str(run.get("task")))
-    return parse_run(plain, extra_keys=getattr(task, "run_keys", ()))
+    kind = IterRunSpec if run.get("runner") == "runner_peft_iter" else RunSpec
+    return parse_run(plain, extra_keys=getattr(task, "run_keys", ()), kind=kind)
 
 
 def check_config(config: DictConfig, where: str = "") -> None:
@@ -123,7 +124,7 @@ def _run_problems(config: DictConfig) -> list[str]:
         ("run.lr_sched", run.get("lr_sched"), registry.list_lr_schedulers()),
     ]
     problems = [_unknown(key, name, known) for key, name, known in names if name is not None and name not in known]
-    if runner_name(config) == "runner_peft":
+    if runner_name(config) in OURS:
         problems += _found_by(lambda: _check_run_section(run))
     task = registry.get_task_class(str(run.get("task")))
     if task is not None and _is_plugins(task):
@@ -141,7 +142,7 @@ def _model_section_problems(config: DictConfig) -> list[str]:
     model_cls = registry.get_model_class(config.model.arch)
     if not hasattr(model_cls, "parse_config"):
         return []
-    return _found_by(lambda: model_cls.parse_config(Config.build_model_config(config).model))
+    return _found_by(lambda: model_cls.parse_config(model_section(config)))
 
 
 def _dataset_section_problems(name: str, section: DictConfig) -> list[str]:
@@ -149,8 +150,8 @@ def _dataset_section_problems(name: str, section: DictConfig) -> list[str]:
     if not _is_plugins(builder):
         return []
     # The plugin's builders check their section when they are made, and read the data later.
-    merged = Config.build_dataset_config(OmegaConf.create({"datasets": {name: section}}))
-    return _found_by(lambda: builder(merged.datasets[name]))
+    merged = dataset_sections(OmegaConf.create({"datasets": {name: section}}))
+    return _found_by(lambda: builder(merged[name]))
 
 
 def _unknown(key: str, name: object, known: list[str]) -> str:

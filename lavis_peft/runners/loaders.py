@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -60,11 +61,81 @@ class EpochLoader:
             epoch: Counted from 0.
             seed: ``run.seed``.
         """
-        self.loader.sampler.set_epoch(epoch)
+        self.start_pass(epoch, seed)
+        self.loader.generator.manual_seed(seed_everything(seed, epoch))
+
+    def start_pass(self, number: int, seed: int, batches: range | None = None) -> None:
+        """Fix the order of one pass over the data.
+
+        Args:
+            number: Counted from 0.
+            seed: ``run.seed``.
+            batches: The batches of the pass to give; None for all.
+        """
+        self.loader.sampler.set_epoch(number)
+        self.loader.sampler.shown = batches
         for part in getattr(self.loader.dataset, "datasets", [self.loader.dataset]):
             if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch, seed=seed)
-        self.loader.generator.manual_seed(seed_everything(seed, epoch))
+                part.set_epoch(number, seed=seed)
+
+
+class IterationLoader:
+    """A training loader of a fixed number of iterations, which goes on where the last one ended.
+
+    Like `EpochLoader`, it depends on nothing but the seed and the epoch: the place in the data that an epoch starts at
+    follows from its number.
+
+    Args:
+        loader: A loader of one pass over the data.
+        iterations: Per epoch.
+    """
+
+    def __init__(self, loader: EpochLoader, iterations: int) -> None:
+        self.loader = loader.loader
+        self._passes = loader
+        self._iterations = iterations
+        self._first = 0
+
+    def __len__(self) -> int:
+        return self._iterations
+
+    def set_epoch(self, epoch: int, seed: int) -> None:
+        """Fix this epoch's place in the data and every generator that it draws from.
+
+        Args:
+            epoch: Counted from 0.
+            seed: ``run.seed``.
+        """
+        self._first, self._seed = epoch * self._iterations, seed
+        self._passes.set_epoch(epoch, seed)
+
+    def __iter__(self) -> Iterator[Any]:
+        at, end, length = self._first, self._first + self._iterations, len(self._passes)
+        while at < end:
+            number, done = divmod(at, length)
+            count = min(length - done, end - at)
+            self._passes.start_pass(number, self._seed, range(done, done + count))
+            yield from self._passes
+            at += count
+
+
+class _Window(DistributedSampler[Any]):
+    """A process's shuffled share of the data, or the batches of it that a window shows.
+
+    Args:
+        batch_size: Samples of a batch.
+        arguments: As DistributedSampler's.
+    """
+
+    def __init__(self, batch_size: int, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._batch_size = batch_size
+        self.shown: range | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.shown is None:
+            return super().__iter__()
+        return islice(super().__iter__(), self.shown.start * self._batch_size, self.shown.stop * self._batch_size)
 
 
 def _prefetched(loader: DataLoader[Any], on_gpu: bool) -> Any:
@@ -90,8 +161,8 @@ def train_loader(dataset: Dataset[Any], batch_size: int, num_workers: int, seed:
     """
     if isinstance(dataset, (tuple, IterableDataset)):
         raise ConfigError("the training set is a stream (WebDataset), which has no epochs; use run.runner: runner_iter")
-    sampler: DistributedSampler[Any] = DistributedSampler(
-        dataset, num_replicas=distributed.world_size(), rank=distributed.rank(), shuffle=True, seed=seed
+    sampler = _Window(
+        batch_size, dataset, num_replicas=distributed.world_size(), rank=distributed.rank(), shuffle=True, seed=seed
     )
     if len(sampler) < batch_size:
         raise ConfigError(

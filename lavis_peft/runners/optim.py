@@ -40,17 +40,20 @@ def build_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=spec.init_lr or 0.0, betas=(0.9, spec.beta2))
 
 
-def build_schedule(cls: type, optimizer: torch.optim.Optimizer, spec: RunSpec, iters_per_epoch: int) -> Any:
+def build_schedule(
+    cls: type, optimizer: torch.optim.Optimizer, spec: RunSpec, max_epoch: int, iters_per_epoch: int
+) -> Any:
     """A schedule, with the arguments of LAVIS's runners and, if it takes it, the iterations per epoch.
 
     Args:
         cls: The schedule's class.
         optimizer: What it drives.
         spec: The run section.
+        max_epoch: Epochs of the whole run.
         iters_per_epoch: Iterations (micro-batches) per epoch.
     """
     arguments: dict[str, Any] = {
-        "max_epoch": spec.max_epoch,
+        "max_epoch": max_epoch,
         "min_lr": spec.min_lr,
         "init_lr": spec.init_lr,
         "warmup_start_lr": spec.warmup_lr,

@@ -2,56 +2,17 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from lavis_peft.checks import listing, suggestion
 from lavis_peft.errors import ConfigError
+from lavis_peft.runners.foreign_keys import EPOCH_KEYS, ITERATION_KEYS, PROCESS_KEYS, REFUSED_KEYS, TASK_KEYS
 
 #: Patience of the research code, where early stopping is on unless `disable_early_stopping` is true.
 RESEARCH_PATIENCE = 3
 
-#: Run keys that LAVIS's tasks and models read; the runner leaves them alone.
-TASK_KEYS = frozenset(
-    {
-        "anno_files",
-        "annotation_file",
-        "block_num",
-        "cap_max_length",
-        "cap_min_length",
-        "caption_key",
-        "img_ids",
-        "inference_method",
-        "internal_bsz_fid",
-        "k_test",
-        "length_penalty",
-        "load_gt_from_file",
-        "max_len",
-        "min_len",
-        "num_ans_candidates",
-        "num_beams",
-        "num_captions",
-        "num_captions_fid",
-        "num_patches",
-        "prompt",
-        "ques_files",
-        "repetition_penalty",
-        "report_metric",
-        "sample_id_key",
-        "segments",
-        "temperature",
-        "top_k",
-        "top_p",
-    }
-)
-#: Run keys that the start of several processes reads or writes.
-PROCESS_KEYS = frozenset(["dist_backend", "dist_url", "distributed", "gpu", "rank", "world_size"])
-#: Keys of LAVIS that an epoch-based runner can't honour, and why.
-REFUSED_KEYS = {
-    "iters_per_inner_epoch": "counts iterations, but runner_peft counts epochs (run.max_epoch)",
-    "max_iters": "counts iterations, but runner_peft counts epochs (run.max_epoch)",
-    "train_dataset_ratios": "isn't used by epoch-based runners: training sets are concatenated",
-    "lr_layer_decay": "scales the vision encoder's learning rates, and the vision encoder is frozen",
-}
+#: The plugin's runners.
+OURS = ("runner_peft", "runner_peft_iter")
 
 
 def _key(
@@ -126,6 +87,11 @@ def _not_negative(value: float) -> bool:
 class RunSpec:
     """What runner_peft does. Field names are the YAML's keys; defaults are LAVIS's where LAVIS has one."""
 
+    #: Keys that can't be set for this runner, and why.
+    refused: ClassVar[Mapping[str, str]] = {**REFUSED_KEYS, **ITERATION_KEYS}
+    #: Keys that training needs.
+    needed: ClassVar[tuple[str, ...]] = ("max_epoch", "init_lr", "batch_size_train")
+
     task: str = _key("", "LAVIS task: how samples are trained on and scored", _text)
     runner: str = _key("runner_peft", "the runner; this table is runner_peft's", _text)
     max_epoch: int | None = _key(None, "epochs to train; needed for training", _integer, _positive, "at least 1")
@@ -191,8 +157,7 @@ class RunSpec:
 
     def training_problems(self) -> list[str]:
         """What is missing or contradictory for a training run; evaluation needs none of it."""
-        needed = ("max_epoch", "init_lr", "batch_size_train")
-        problems = [f"run.{key}: needed for training" for key in needed if getattr(self, key) is None]
+        problems = [f"run.{key}: needed for training" for key in self.needed if getattr(self, key) is None]
         if self.lr_sched == "linear_warmup_step_lr" and self.lr_decay_rate is None:
             problems.append("run.lr_decay_rate: needed by linear_warmup_step_lr")
         if self.patience and not self.valid_splits:
@@ -204,12 +169,48 @@ class RunSpec:
         return problems
 
 
-def parse_run(section: Mapping[str, Any], extra_keys: Iterable[str] = ()) -> RunSpec:
+@dataclass(frozen=True)
+class IterRunSpec(RunSpec):
+    """What runner_peft_iter does: as runner_peft, where an epoch is `iters_per_inner_epoch` iterations.
+
+    The counting is that of LAVIS's `runner_iter`.
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {**REFUSED_KEYS, **EPOCH_KEYS}
+    needed: ClassVar[tuple[str, ...]] = ("max_iters", "iters_per_inner_epoch", "init_lr", "batch_size_train")
+
+    max_iters: int | None = _key(None, "iterations to train; needed for training", _integer, _positive, "at least 1")
+    iters_per_inner_epoch: int | None = _key(
+        None,
+        "iterations between two validations and checkpoints; needed for training",
+        _integer,
+        _positive,
+        "at least 1",
+    )
+
+    @property
+    def inner_epochs(self) -> int:
+        """How many inner epochs the run has; 0 where it can't train."""
+        return (self.max_iters or 0) // (self.iters_per_inner_epoch or 1)
+
+    def training_problems(self) -> list[str]:
+        """What is missing or contradictory for a training run."""
+        problems = super().training_problems()
+        if self.max_iters and self.iters_per_inner_epoch and self.max_iters % self.iters_per_inner_epoch:
+            problems.append(
+                f"run.max_iters: {self.max_iters} isn't a multiple of run.iters_per_inner_epoch="
+                f"{self.iters_per_inner_epoch}; the last inner epoch would be cut short"
+            )
+        return problems
+
+
+def parse_run(section: Mapping[str, Any], extra_keys: Iterable[str] = (), kind: type[RunSpec] = RunSpec) -> RunSpec:
     """Check a `run` section and turn it into a value.
 
     Args:
         section: The section as plain containers.
         extra_keys: Further keys that may stand in it, such as a task's own.
+        kind: The class of the spec.
 
     Returns:
         The spec; keys that belong to tasks are left out.
@@ -219,9 +220,9 @@ def parse_run(section: Mapping[str, Any], extra_keys: Iterable[str] = ()) -> Run
     """
     if not isinstance(section, Mapping):
         raise ConfigError(f"run: must be a mapping, found {section!r}")
-    keys = {spec.name: spec for spec in fields(RunSpec)}
-    problems = [f"run.{key}: {why}" for key, why in REFUSED_KEYS.items() if section.get(key) is not None]
-    known = {*keys, *TASK_KEYS, *PROCESS_KEYS, *REFUSED_KEYS, *extra_keys}
+    keys = {spec.name: spec for spec in fields(kind) if spec.name not in kind.refused}
+    problems = [f"run.{key}: {why}" for key, why in kind.refused.items() if section.get(key) is not None]
+    known = {*keys, *TASK_KEYS, *PROCESS_KEYS, *kind.refused, *extra_keys}
     problems += [
         f"run.{key}: unknown key{suggestion(key, known)}; the runner's keys: {listing(keys)}"
         for key in section
@@ -245,4 +246,4 @@ def parse_run(section: Mapping[str, Any], extra_keys: Iterable[str] = ()) -> Run
         problems.append("run.disable_early_stopping: true, but run.early_stopping asks for it; keep one of them")
     if problems:
         raise ConfigError(problems)
-    return RunSpec(**values)
+    return kind(**values)

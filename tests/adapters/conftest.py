@@ -1,6 +1,10 @@
 """Stand-alone parts with the layer names of LAVIS's Q-Former, of T5 and of LLaMA."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +16,9 @@ compat.apply()
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from lavis_peft.adapters.schedule import Schedule  # noqa: E402
 from lavis_peft.adapters.spec import AdapterSpec, parse_adapters  # noqa: E402
+from lavis_peft.adapters.sublayers import layer_of, resolve, word_of  # noqa: E402
 
 
 class Tree(nn.Module):
@@ -108,3 +114,124 @@ def trained() -> Callable[[nn.Module], nn.Module]:
         return module
 
     return train
+
+
+#: What a rank of a sub-layer is worth to the allocator below.
+_WORTH = {"self_attention": 4, "cross_attention": 8, "ffn.query": 2, "ffn.text": 1, "attention": 3, "ffn": 1.5}
+
+
+@pytest.fixture
+def make_history(
+    make_qformer: Callable[..., Tree], make_llm: Callable[[str], nn.Module]
+) -> Callable[..., dict[str, Any]]:
+    """Make the history of a run on a Q-Former of 12 layers, and on a small T5 if asked for.
+
+    Allocations are at steps 20, 30 … 70 of 100. Later layers and certain words are worth more; `worth` changes that.
+    """
+    families = {"qformer": "qformer", "llm": "t5"}
+    words = {"qformer": ("self_attention", "cross_attention", "ffn"), "llm": ("attention", "ffn")}
+
+    def entries(part: str, initial: int) -> list[dict[str, Any]]:
+        family, module = families[part], make_qformer(layers=12) if part == "qformer" else make_llm("t5")
+        adapted = {name for names in resolve(module, family, words[part]).values() for name in names}
+        shapes = {name: layer.weight.shape for name, layer in module.named_modules() if name in adapted}
+        return [
+            {
+                "part": part,
+                "name": name,
+                "word": word_of(family, name),
+                "layer": layer_of(family, name),
+                "init_r": initial,
+                "price": sum(shape),
+            }
+            for name, shape in shapes.items()
+        ]
+
+    def allocate(scores: list[list[float]], mine: Sequence[int], budget: int, ranks: list[int]) -> None:
+        best = sorted(((score, n) for n in mine for score in scores[n]), reverse=True)[:budget]
+        for n in mine:
+            ranks[n] = sum(owner == n for _, owner in best)
+
+    def make(
+        pools: Sequence[Sequence[str]] = (("qformer",),),
+        initial: int = 8,
+        target: int = 4,
+        until: int = 100,
+        worth: dict[str, float] | None = None,
+    ) -> dict[str, Any]:
+        layers = [entry for parts in pools for part in parts for entry in entries(part, initial)]
+        values = {**_WORTH, **(worth or {})}
+        scores = [[values[each["word"]] * (6 + each["layer"]) / (3 + j) for j in range(initial)] for each in layers]
+        schedule, ranks, changes = Schedule(100, 15, 30, 10), [initial] * len(layers), []
+        members = [[n for n, each in enumerate(layers) if each["part"] in parts] for parts in pools]
+        for step in filter(schedule.allocates, range(1, until + 1)):
+            before = list(ranks)
+            for mine in members:
+                allocate(scores, mine, schedule.budget(step, initial * len(mine), target * len(mine)), ranks)
+            changes += [[step, n, rank] for n, rank in enumerate(ranks) if rank != before[n]]
+        known = until >= 20
+        kept = [sum(sorted(each)[-rank:]) / rank if rank else None for each, rank in zip(scores, ranks, strict=True)]
+        return {
+            "version": 1,
+            "unit": "rank",
+            "step": until,
+            "layers": layers,
+            "pools": [
+                {
+                    "parts": list(parts),
+                    **asdict(schedule),
+                    "initial": initial * len(mine),
+                    "target": target * len(mine),
+                }
+                for parts, mine in zip(pools, members, strict=True)
+            ],
+            "changes": changes,
+            "ranks": ranks,
+            "importance": [sum(each) / initial if known else None for each in scores],
+            "importance_kept": kept if known else [None] * len(layers),
+        }
+
+    return make
+
+
+@pytest.fixture
+def by_hand() -> Callable[..., dict[str, Any]]:
+    """Make a history of three layers of rank 4, of which 4, 2 and 0 ranks stay; keywords replace its keys."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        names = ("encoder.layer.0.attention.self.query", "encoder.layer.1.attention.self.value")
+        layers = [
+            {"part": "qformer", "name": name, "word": "self_attention", "layer": n, "init_r": 4, "price": 10}
+            for n, name in enumerate(names)
+        ]
+        text = "encoder.layer.1.intermediate.dense"
+        layers.append({"part": "qformer", "name": text, "word": "ffn.text", "layer": 1, "init_r": 4, "price": 30})
+        phases = {"total_step": 10, "tinit": 2, "tfinal": 4, "deltaT": 2}
+        history = {
+            "version": 1,
+            "unit": "rank",
+            "step": 10,
+            "layers": layers,
+            "pools": [{"parts": ["qformer"], **phases, "initial": 12, "target": 6}],
+            "changes": [[4, 1, 3], [4, 2, 1], [6, 1, 2], [6, 2, 0]],
+            "ranks": [4, 2, 0],
+            "importance": [0.5, 0.25, 0.0],
+            "importance_kept": [0.5, 0.375, None],
+        }
+        return {**history, **changes}
+
+    return make
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Make a run's folder with a history in it; what isn't text becomes JSON."""
+
+    def make(history: object, name: str = "run") -> Path:
+        folder = tmp_path / name
+        (folder / "result").mkdir(parents=True)
+        text = history if isinstance(history, str) else json.dumps(history)
+        (folder / "result" / "adalora_history.json").write_text(text, encoding="utf-8")
+        return folder
+
+    return make

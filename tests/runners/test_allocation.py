@@ -209,3 +209,14 @@ def test_scalars_and_history(run_file: RunFile, monkeypatch: pytest.MonkeyPatch)
         "qformer": {"self_attention": 32, "cross_attention": 32, "ffn.query": 32, "ffn.text": 32},
     }
     assert told[-1][1]["total"] == 64 == sum(told[-1][1]["qformer"].values())
+
+
+def test_the_loss_of_training_has_the_orthogonality_term(run_file: RunFile) -> None:
+    model = build_runner(str(run_file()), [], training=True).plain_model
+    model.adalora.start(10)
+    samples = {"image": torch.zeros(1, 3, 32, 32), "text_input": ["red ?"], "text_output": ["red"]}
+    with_term = model.train()(samples)["loss"]
+    # No dropout in this model, so evaluation differs by the term alone.
+    without = model.eval()(samples)["loss"]
+    assert model.adalora.penalty() > 0.1
+    torch.testing.assert_close(with_term - without, model.adalora.penalty())
