@@ -14,25 +14,25 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from lavis.models.blip2_models.blip2 import Blip2Base, LayerNorm, disabled_train
+from lavis.models.blip2_models.blip2 import LayerNorm, disabled_train
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from lavis_peft.adapters import checkpoint, identity, inject
+from lavis_peft.adapters import inject
 from lavis_peft.adapters.adalora import RankBudget
 from lavis_peft.adapters.spec import AdaptersSpec
-from lavis_peft.errors import CheckpointError, ConfigError
+from lavis_peft.errors import ConfigError
 from lavis_peft.models.answering import Answering
 from lavis_peft.models.language import build_language_model, read_config
-from lavis_peft.models.loading import load_base_weights
+from lavis_peft.models.loading import Checkpointed, load_base_weights
 from lavis_peft.models.qformer import build_qformer, check_qformer, load_qformer_tokenizer
-from lavis_peft.models.spec import ModelSpec, parse_model
+from lavis_peft.models.spec import ModelSpec, local_folder, parse_model
 from lavis_peft.models.vision import VisionSpec, build_vision_encoder
 
 logger = logging.getLogger(__name__)
 
 
-class Blip2InstructPeft(Answering, Blip2Base):
+class Blip2InstructPeft(Answering, Checkpointed):
     """What both families share; subclasses say how their language model is fed.
 
     Args:
@@ -62,9 +62,14 @@ class Blip2InstructPeft(Answering, Blip2Base):
         if problems := check_qformer(spec.qformer):
             raise ConfigError(problems)
         llm_config = read_config(spec.llm, self.family, f"model.{self.llm_key}", model_type)
-        self.tokenizer = load_qformer_tokenizer(spec.qformer_tokenizer) if weights else None
-        self.load_llm_tokenizers(weights=weights)
+        # For shapes alone, tokenizers only say how many tokens there are; they are read where that takes no download.
+        local = local_folder(spec.qformer_tokenizer) is not None
+        self.tokenizer = load_qformer_tokenizer(spec.qformer_tokenizer) if weights or local else None
+        if weights or local_folder(spec.llm_tokenizer or spec.llm) is not None:
+            self.load_llm_tokenizers()
         llm_config = self.adjust_config(llm_config)
+        if not weights:
+            llm_config = self.shape_config(llm_config)
 
         self.visual_encoder = build_vision_encoder(
             vision,
@@ -81,7 +86,8 @@ class Blip2InstructPeft(Answering, Blip2Base):
         llm = build_language_model(
             spec.llm, llm_config, self.family, str(spec.llm_precision), f"model.{self.llm_key}", weights=weights
         )
-        llm = self.adjust_llm(llm, llm_config)
+        if weights:
+            llm = self.adjust_llm(llm)
         setattr(self, self.llm_key, llm.requires_grad_(False))
         width = llm_config.d_model if self.family == "t5" else llm_config.hidden_size
         setattr(self, self.projection_key, nn.Linear(self.Qformer.config.hidden_size, width))
@@ -94,11 +100,15 @@ class Blip2InstructPeft(Answering, Blip2Base):
         """Change the language model's configuration the way InstructBLIP does."""
         return config
 
-    def adjust_llm(self, llm: nn.Module, config: Any) -> nn.Module:
+    def shape_config(self, config: Any) -> Any:
+        """Where only shapes are built: give the configuration what ``adjust_llm`` gives the built model."""
+        return config
+
+    def adjust_llm(self, llm: nn.Module) -> nn.Module:
         """Change the built language model the way InstructBLIP does."""
         return llm
 
-    def load_llm_tokenizers(self, *, weights: bool) -> None:
+    def load_llm_tokenizers(self) -> None:
         """Set the language model's tokenizers."""
         raise NotImplementedError
 
@@ -119,7 +129,7 @@ class Blip2InstructPeft(Answering, Blip2Base):
         return getattr(self, self.projection_key)
 
     @property
-    def adapters(self) -> AdaptersSpec:
+    def adapters(self) -> AdaptersSpec:  # type: ignore[override]  # declared as an attribute for the mixin
         """What is tuned, as checked from the YAML."""
         return self.spec.adapters
 
@@ -215,37 +225,6 @@ class Blip2InstructPeft(Answering, Blip2Base):
         return {"loss": loss if budget is None else loss + budget.penalty()}
 
     # Loading
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load exactly what a checkpoint of this model holds.
-
-        LAVIS saves what trains and loads it strictly on resume, or not strictly at all. Here every trained parameter
-        must be there, whatever ``strict`` says, and nothing may be there that the model hasn't.
-
-        Raises:
-            CheckpointError: Names the keys that are missing, foreign or of another shape; nothing is loaded then.
-        """
-        required = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-        own = super().state_dict()
-        required += [key for key in own if key.endswith(checkpoint.EXTRA_STATE)]
-        checkpoint.check_keys(required, own, state_dict)
-        checkpoint.check_shapes(state_dict, own)
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
-
-    def load_checkpoint(self, url_or_filename: str) -> Any:
-        """Load a checkpoint that a runner of this model wrote (path or URL), as data only.
-
-        Raises:
-            CheckpointError: It can't be read, or belongs to another model or adapter configuration.
-        """
-        found = checkpoint.read_checkpoint(url_or_filename)
-        state = checkpoint.model_state(found, url_or_filename)
-        if differ := identity.differences(found, self.arch, self.model_type or "", self.adapters):
-            raise CheckpointError(f"{url_or_filename} belongs to another model: {'; '.join(differ)}")
-        try:
-            return self.load_state_dict(state)
-        except CheckpointError as error:
-            raise CheckpointError(f"{url_or_filename}: {error}") from error
 
     @classmethod
     def parse_config(cls, cfg: Any) -> ModelSpec:

@@ -64,7 +64,7 @@ def read_config(source: str | Mapping[str, Any], family: str, key: str, model_ty
             f"names whose sizes are known without a hub: {listing(LANGUAGE_MODELS)}"
         ) from error
     if not getattr(config, "scale_decoder_outputs", True) and not hasattr(config_class(), "scale_decoder_outputs"):
-        config.tie_word_embeddings = False  # saved by transformers 5, which says it this way; see _untied
+        config.tie_word_embeddings = False  # saved by transformers 5, which says it this way; see untied
     fits = isinstance(config, config_class) if family == "t5" else not config.is_encoder_decoder
     if not fits:
         raise ConfigError(f"{key}: {source!r} is a {config.model_type} model; expected {_EXPECTED[family]}")
@@ -93,7 +93,7 @@ def build_language_model(
     dtype = PRECISIONS[precision]
     if isinstance(source, Mapping) or not weights:
         build = model_class if family == "t5" else model_class.from_config
-        return _untied(build(config)).to(dtype)
+        return untied(build(config)).to(dtype)
     name = str(local_folder(source) or source)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
@@ -106,7 +106,7 @@ def build_language_model(
     return model.to(dtype)  # from_pretrained keeps some of T5's layers in float32; LAVIS casts them too
 
 
-def _untied(model: nn.Module) -> nn.Module:
+def untied(model: nn.Module) -> nn.Module:
     """Give FLAN-T5 the output layer of its own that transformers 5 takes from every T5 built from a config.
 
     There ``tie_word_embeddings: false`` only says that outputs aren't scaled; a checkpoint that has both weights still

@@ -1,8 +1,15 @@
-"""Base weights under LAVIS's plain key names, loaded before any adapter is put in."""
+"""What a model loads: base weights under LAVIS's plain key names before its adapters are in, checkpoints after."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from lavis.models.blip2_models.blip2 import Blip2Base
 from torch import nn
 
+from lavis_peft.adapters import checkpoint, identity
 from lavis_peft.adapters.checkpoint import load_base, model_state, read_checkpoint
+from lavis_peft.adapters.spec import AdaptersSpec
+from lavis_peft.errors import CheckpointError
 
 #: Parts that a LAVIS checkpoint may leave out, since they come from sources of their own.
 _OWN_SOURCES = ("visual_encoder.", "t5_model.", "llm_model.")
@@ -28,3 +35,42 @@ def load_base_weights(model: nn.Module, source: str) -> None:
     load_base(
         model, state, allow_missing=lambda key: key.startswith(_OWN_SOURCES) or key.endswith(_CONSTANT), source=source
     )
+
+
+class Checkpointed(Blip2Base):
+    """LAVIS's base with loading that is strict about what a checkpoint of the model holds."""
+
+    arch: ClassVar[str]
+    model_type: str | None
+    adapters: AdaptersSpec
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load exactly what a checkpoint of this model holds.
+
+        LAVIS saves what trains and loads it strictly on resume, or not strictly at all. Here every trained parameter
+        must be there, whatever ``strict`` says, and nothing may be there that the model hasn't.
+
+        Raises:
+            CheckpointError: Names the keys that are missing, foreign or of another shape; nothing is loaded then.
+        """
+        required = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        own = super().state_dict()
+        required += [key for key in own if key.endswith(checkpoint.EXTRA_STATE)]
+        checkpoint.check_keys(required, own, state_dict)
+        checkpoint.check_shapes(state_dict, own)
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def load_checkpoint(self, url_or_filename: str) -> Any:
+        """Load a checkpoint that a runner of this model wrote (path or URL), as data only.
+
+        Raises:
+            CheckpointError: It can't be read, or belongs to another model or adapter configuration.
+        """
+        found = checkpoint.read_checkpoint(url_or_filename)
+        state = checkpoint.model_state(found, url_or_filename)
+        if differ := identity.differences(found, self.arch, self.model_type or "", self.adapters):
+            raise CheckpointError(f"{url_or_filename} belongs to another model: {'; '.join(differ)}")
+        try:
+            return self.load_state_dict(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{url_or_filename}: {error}") from error

@@ -41,13 +41,11 @@ class Blip2T5InstructPeft(Blip2InstructPeft):
         config.dense_act_fn = "gelu"
         return config
 
-    def load_llm_tokenizers(self, *, weights: bool) -> None:
+    def load_llm_tokenizers(self) -> None:
         """Instructions are cut on the left, targets on the right."""
-        self.t5_tokenizer = self.t5_output_tokenizer = None
-        if weights:
-            source = self.spec.llm_tokenizer or str(self.spec.llm)
-            self.t5_tokenizer = load_tokenizer(source, "model.t5_model", truncation_side="left")
-            self.t5_output_tokenizer = load_tokenizer(source, "model.t5_model", truncation_side="right")
+        source = self.spec.llm_tokenizer or str(self.spec.llm)
+        self.t5_tokenizer = load_tokenizer(source, "model.t5_model", truncation_side="left")
+        self.t5_output_tokenizer = load_tokenizer(source, "model.t5_model", truncation_side="right")
 
     def _encoder_inputs(self, prefix: Tensor, mask: Tensor, tokens: Any) -> tuple[Tensor, Tensor]:
         embeds = self.t5_model.get_input_embeddings()(tokens.input_ids)

@@ -27,27 +27,23 @@ class Blip2VicunaInstructPeft(Blip2InstructPeft):
     projection_key = "llm_proj"
     answer_length_penalty = 0.0
 
-    llm_tokenizer: Any
+    llm_tokenizer: Any = None
 
     PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {
         name: str(plugin_configs_dir() / "models" / f"blip2_vicuna_instruct_peft_{name}.yaml")
         for name in ("vicuna7b", "vicuna13b", "tiny")
     }
 
-    def load_llm_tokenizers(self, *, weights: bool) -> None:
+    def load_llm_tokenizers(self) -> None:
         """One tokenizer with InstructBLIP's special tokens."""
-        self.llm_tokenizer = None
-        if weights:
-            source = self.spec.llm_tokenizer or str(self.spec.llm)
-            self.llm_tokenizer = as_vicuna_tokenizer(load_tokenizer(source, "model.llm_model", truncation_side="left"))
+        source = self.spec.llm_tokenizer or str(self.spec.llm)
+        self.llm_tokenizer = as_vicuna_tokenizer(load_tokenizer(source, "model.llm_model", truncation_side="left"))
 
-    def adjust_llm(self, llm: nn.Module, config: Any) -> nn.Module:
+    def adjust_llm(self, llm: nn.Module) -> nn.Module:
         """Make room for the tokens that InstructBLIP adds.
 
         LAVIS leaves their rows random; zeros make two builds the same, and the tokens are never a target.
         """
-        if self.llm_tokenizer is None:
-            return llm
         before, size = llm.get_input_embeddings().weight.shape[0], len(self.llm_tokenizer)
         if before != size:
             llm.resize_token_embeddings(size)
@@ -55,10 +51,9 @@ class Blip2VicunaInstructPeft(Blip2InstructPeft):
                 layer.weight.data[before:] = 0
         return llm
 
-    def adjust_config(self, config: Any) -> Any:
-        """Without a tokenizer (shapes only), count the [PAD] that InstructBLIP adds."""
-        if self.llm_tokenizer is None:
-            config.vocab_size += 1
+    def shape_config(self, config: Any) -> Any:
+        """Count the [PAD] that InstructBLIP adds; without a tokenizer at hand, to LLaMA's own vocabulary."""
+        config.vocab_size = config.vocab_size + 1 if self.llm_tokenizer is None else len(self.llm_tokenizer)
         return config
 
     def _tokens(self, texts: list[str], device: torch.device, *, side: str, cut: str, most: int | None) -> Any:

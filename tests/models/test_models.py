@@ -284,3 +284,12 @@ def test_a_flan_t5_saved_by_transformers_5_computes_the_same_everywhere(model_se
     again = build({**section, "t5_model": str(folder)})
     scores = [each.score_candidates(images(1), TEXTS[:1], [["yes", "no"]])[0] for each in (model, again)]
     torch.testing.assert_close(scores[1], scores[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_shape_counts_what_the_model_has(family: str, model_section: Section, qformer_lora: dict[str, Any]) -> None:
+    section = model_section(family, adapters=qformer_lora)
+    cls = registry.get_model_class(section["arch"])
+    model, shape = cls.from_config(section), cls.on_meta(section)
+    assert {name: p.shape for name, p in shape.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+    assert shape.query_tokens.device.type == "meta"
