@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,9 @@ class Demo:
         with ThreadPoolExecutor(max_workers=2 if _cores() > 1 else 1) as pool:
             lanes = [pool.submit(self._tuned_lane), pool.submit(self._control_lane)]
             try:
+                wait(lanes, return_when=FIRST_EXCEPTION)
+                for failed in (lane for lane in lanes if lane.done()):
+                    failed.result()
                 runs = {name: run for lane in lanes for name, run in lane.result().items()}
             except BaseException:
                 self.stop()

@@ -55,7 +55,7 @@ def test_accuracy_is_counted_per_kind() -> None:
 
 
 def test_the_blind_guesser_is_the_majority_of_the_training_answers() -> None:
-    """FACTS of the set: 67.0 % of all test questions, 82.5 % of the yes/no ones."""
+    """What words alone give on this set: 67.0 % of all test questions, 82.5 % of the yes/no ones."""
     from lavis_peft.datasets.easy_vqa import data_dir, read_split
 
     rows = [

@@ -59,7 +59,10 @@ def target_names(module: nn.Module, family: str, spec: AdapterSpec, part: str) -
         targets = _all_linear(module)
     config = peft_config(spec, targets, layers_to_transform=None)
     layers = dict(module.named_modules())
-    names = tuple(name for name in layers if name and check_target_module_exists(config, name))
+    try:
+        names = tuple(name for name in layers if name and check_target_module_exists(config, name))
+    except re.error as error:
+        raise ConfigError(f"{part}: a pattern is no regular expression ({error})") from None
     names, problems = _in_layers(names, list(layers), family, spec, part)
     narrowed = ", ".join(key for key in NARROWING if key in spec.options)
     for word, group in words.items():
@@ -200,6 +203,9 @@ def _wrap(module: nn.Module, names: Sequence[str], config: PeftConfig, part: str
         raise RuntimeError(f"{part}: peft adapted other layers than asked: {sorted(set(wrapped) ^ set(names))}")
     for layer in wrapped.values():
         _to_float32(layer)
+    bias = getattr(config, "bias", "none")
+    if bias != "none" and not any(p.requires_grad for name, p in module.named_parameters() if name.endswith("bias")):
+        raise ConfigError(f"{part}.bias: {bias} trains nothing; the layers have no bias")
 
 
 def _exact_patterns(spec: AdapterSpec, names: Sequence[str], part: str) -> dict[str, Any]:
@@ -225,7 +231,12 @@ def _ends(pattern: str, name: str) -> bool:
 
 
 def _to_float32(layer: nn.Module) -> None:
-    """Make a layer's adapter weights float32; peft creates them in the base's precision, where AdamW steps get lost."""
+    """Make a layer's adapter weights float32; peft creates them in the base's precision, where AdamW steps get lost.
+
+    Casting AdaLoRA's `ranknum`, peft makes a parameter of it that trains; it is a number that the method sets.
+    """
+    for number in getattr(layer, "ranknum", {}).values():
+        number.requires_grad_(False)
     for name, parameter in layer.named_parameters():
         if not name.startswith("base_layer.") and parameter.dtype in _HALF:
             parameter.data = parameter.data.float()

@@ -67,7 +67,10 @@ def _folder(output: str | None) -> Path:
             folder = folder.with_name(f"{_DEFAULT}-{number}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--output {folder}: exists already; give a new or empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {folder}: can't be made ({error.strerror})") from None
     return folder
 
 

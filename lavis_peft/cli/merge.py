@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from lavis_peft.cli.output import check_folder, tolerance, tuned_model, whole_folder
+from lavis_peft.cli.output import check_difference, check_folder, tuned_model, whole_folder
 from lavis_peft.cli.run_options import RunCommand, run_options
-from lavis_peft.errors import CheckpointError
 
 
 @click.command("merge", cls=RunCommand)
@@ -75,23 +74,18 @@ def _write_checked(
 
     from lavis_peft.adapters.merge import adapted_layers
     from lavis_peft.models.language import PRECISIONS
-    from lavis_peft.models.merged import compare, merged_section, write_merged
+    from lavis_peft.models.merged import merged_section, write_merged
 
     keys = write_merged(model, partial, PRECISIONS[dtype] if dtype else None)
     again = type(model).from_config(merged_section(section, keys, partial)).eval()
-    difference = compare(model, again)
-    allowed = tolerance(model, dtype)
-    if not difference <= allowed:
-        raise CheckpointError(
-            f"the merged model scores differently: by {difference:.2e}, more than {allowed:.0e}; nothing was written"
-        )
+    checked = check_difference("the merged model", model, again, dtype)
     run = OmegaConf.to_container(config)
+    run["run"].pop("resume_ckpt_path", None)  # of the tuned model: it doesn't fit a model without adapters
     run["model"] = merged_section(section, keys, output)
     (partial / "run.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(run)))
     return {
         "output": str(output),
         "files": sorted(str(path.relative_to(partial)) for path in partial.iterdir()),
         "layers": len(adapted_layers(model)),
-        "difference": difference,
-        "tolerance": allowed,
+        **checked,
     }

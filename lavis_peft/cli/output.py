@@ -7,21 +7,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lavis_peft.errors import ConfigError
+from lavis_peft.checks import first_line
+from lavis_peft.errors import CheckpointError, ConfigError
 
 #: How far a candidate's score may move. Float32 sums differ by rounding only; in half precision, weights are rounded.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.5, "fp16": 0.1}
+#: How far the visual prefix may move, in units of its greatest value. Q-Former and projection are float32 unless
+#: written otherwise; so this tells a missing Q-Former adapter from rounding in the language model.
+PREFIX_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
 
 
 def check_folder(output: Path) -> Path:
     """The folder's full path, if it can be written to.
 
     Raises:
-        ConfigError: There is something in it.
+        ConfigError: There is something in it, or nothing can be put there.
     """
     output = output.expanduser().resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output {output}: exists already; give a new or empty folder")
+    # Tried before a model is loaded, which may take minutes.
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output.parent).close()
+    except OSError as error:
+        raise ConfigError(f"--output {output}: can't be written to ({error.strerror or first_line(error)})") from None
     return output
 
 
@@ -32,7 +42,6 @@ def whole_folder(output: Path) -> Iterator[Path]:
     Args:
         output: What `check_folder` returned.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         yield partial
@@ -76,11 +85,34 @@ def tuned_model(config: Any, cfg_path: str, checkpoint: str, purpose: str) -> tu
     return cls.from_config({**section, "load_finetuned": True, "finetuned": checkpoint}).eval(), section
 
 
-def tolerance(model: Any, dtype: str | None = None) -> float:
-    """How far a candidate's score may move when the model's weights are written and read again.
+def check_difference(what: str, tuned: Any, written: Any, dtype: str | None = None) -> dict[str, float]:
+    """See that what was written computes what the tuned model computes.
 
     Args:
-        model: The tuned model.
-        dtype: The precision that weights are written in, if not their own.
+        what: The subject of the message.
+        tuned: The tuned model.
+        written: The model built from the files.
+        dtype: The precision that Q-Former and projection were written in, if not their own.
+
+    Returns:
+        ``difference`` of a candidate's score and its ``tolerance``, ``prefix_difference`` and ``prefix_tolerance``.
+
+    Raises:
+        CheckpointError: They are too far apart.
     """
-    return max(TOLERANCE[kind] for kind in (model.spec.llm_precision, model.spec.vit_precision, dtype or "fp32"))
+    from lavis_peft.models.merged import compare
+
+    own = dtype or "fp32"
+    allowed = max(TOLERANCE[kind] for kind in (tuned.spec.llm_precision, tuned.spec.vit_precision, own))
+    score, prefix = compare(tuned, written)
+    if not (score <= allowed and prefix <= PREFIX_TOLERANCE[own]):
+        raise CheckpointError(
+            f"{what} computes something else than the tuned one: scores differ by {score:.2e} (allowed {allowed:.0e}), "
+            f"the visual prefix by {prefix:.2e} of its size (allowed {PREFIX_TOLERANCE[own]:.0e}); nothing was written"
+        )
+    return {
+        "difference": score,
+        "tolerance": allowed,
+        "prefix_difference": prefix,
+        "prefix_tolerance": PREFIX_TOLERANCE[own],
+    }

@@ -96,6 +96,12 @@ class Blip2InstructPeft(Answering, Checkpointed):
 
     # What a family says
 
+    def tokenizer_source(self) -> tuple[str, str]:
+        """Where the language model's tokenizer is, and the key that says so."""
+        if self.spec.llm_tokenizer:
+            return self.spec.llm_tokenizer, "model.llm_tokenizer"
+        return str(self.spec.llm), f"model.{self.llm_key}"
+
     def adjust_config(self, config: Any) -> Any:
         """Change the language model's configuration the way InstructBLIP does."""
         return config

@@ -51,6 +51,11 @@ def read_config(source: str | Mapping[str, Any], family: str, key: str, model_ty
     if isinstance(source, Mapping):
         if problems := unknown_keys(source, config_class().to_dict(), key):
             raise ConfigError(problems)
+        try:
+            with torch.device("meta"):
+                _build(config_class(**source), family)
+        except Exception as error:  # transformers checks sizes with exceptions of many kinds, here or when it builds
+            raise ConfigError(f"{key}: these sizes build no language model: {first_line(error)}") from error
         return config_class(**source)
     folder = local_folder(source)
     published = LANGUAGE_MODELS.get(source) or LANGUAGE_MODELS.get(model_type or "")
@@ -92,8 +97,7 @@ def build_language_model(
     model_class = transformers.T5ForConditionalGeneration if family == "t5" else transformers.AutoModelForCausalLM
     dtype = PRECISIONS[precision]
     if isinstance(source, Mapping) or not weights:
-        build = model_class if family == "t5" else model_class.from_config
-        return untied(build(config)).to(dtype)
+        return untied(_build(config, family)).to(dtype)
     name = str(local_folder(source) or source)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
@@ -104,6 +108,14 @@ def build_language_model(
     if info["missing_keys"]:
         raise ConfigError(f"{key}: {name!r} lacks weights of the model: {listing(info['missing_keys'])}")
     return model.to(dtype)  # from_pretrained keeps some of T5's layers in float32; LAVIS casts them too
+
+
+def _build(config: Any, family: str) -> nn.Module:
+    import transformers
+
+    if family == "t5":
+        return transformers.T5ForConditionalGeneration(config)
+    return transformers.AutoModelForCausalLM.from_config(config)
 
 
 def untied(model: nn.Module) -> nn.Module:
@@ -120,15 +132,20 @@ def untied(model: nn.Module) -> nn.Module:
     return model
 
 
-def load_tokenizer(source: str, key: str, *, truncation_side: str) -> Any:
-    """A language model's tokenizer; the slow one where there is one, as LAVIS uses for LLaMA.
+def load_tokenizer(source: str, key: str, *, fast: bool, truncation_side: str) -> Any:
+    """A language model's tokenizer.
+
+    Args:
+        source: A hub name or a local folder.
+        key: The YAML key that names it, for messages.
+        fast: False takes the slow one where there is one, as LAVIS does for LLaMA.
+        truncation_side: ``left`` or ``right``.
 
     Raises:
         ConfigError: The tokenizer can't be loaded from there.
     """
     from transformers import AutoTokenizer
 
-    fast = "t5" in key
     try:
         return AutoTokenizer.from_pretrained(source, use_fast=fast, truncation_side=truncation_side)
     except (OSError, ValueError, ImportError) as error:

@@ -59,8 +59,8 @@ def write_language_model(model: Blip2InstructPeft, folder: Path) -> None:
     llm = copy.deepcopy(model.llm)
     unwrap(llm)
     llm.save_pretrained(folder)
-    source = model.spec.llm_tokenizer or str(model.spec.llm)
-    load_tokenizer(source, f"model.{model.llm_key}", truncation_side="right").save_pretrained(folder)
+    fast = model.family == "t5"
+    load_tokenizer(*model.tokenizer_source(), fast=fast, truncation_side="right").save_pretrained(folder)
     if model.family == "t5":
         _say_whether_tied(llm, folder / "config.json")
 
@@ -90,13 +90,17 @@ def merged_section(section: Mapping[str, Any], keys: Mapping[str, str], folder: 
 
 
 @torch.no_grad()
-def compare(first: Blip2InstructPeft, second: Blip2InstructPeft, count: int = 8) -> float:
-    """Greatest absolute difference of the candidate scores of two models on the same random pictures.
+def compare(first: Blip2InstructPeft, second: Blip2InstructPeft, count: int = 8) -> tuple[float, float]:
+    """How far two models are from each other on the same random pictures.
 
     Args:
         first: A model.
         second: Another of the same family.
         count: Number of pictures.
+
+    Returns:
+        The greatest absolute difference of a candidate's score, and the greatest difference of the visual prefix in
+        units of its greatest value: a half-precision language model rounds the first, the second stays exact.
     """
     device = first.device
     size = first.spec.image_size
@@ -104,4 +108,6 @@ def compare(first: Blip2InstructPeft, second: Blip2InstructPeft, count: int = 8)
     texts = [f"Question: what is in picture {i}? Short answer:" for i in range(count)]
     candidates = [["yes", "no", "a red circle", "two"]] * count
     scores = [torch.cat(model.eval().score_candidates(image, texts, candidates)) for model in (first, second)]
-    return float((scores[0] - scores[1]).abs().max())
+    prefixes = [model.encode_images(image, texts)[0] for model in (first, second)]
+    apart = (prefixes[0] - prefixes[1]).abs().max() / prefixes[0].abs().max()
+    return float((scores[0] - scores[1]).abs().max()), float(apart)

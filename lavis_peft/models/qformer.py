@@ -42,12 +42,15 @@ def build_qformer(spec: ModelSpec, vision_width: int, vocab_size: int | None) ->
     sizes = {**QFORMER, **(spec.qformer or {})}
     if vocab_size is not None:
         sizes["vocab_size"] = vocab_size
-    config = BertConfig(**sizes)
-    config.encoder_width = vision_width
-    config.add_cross_attention = True
-    config.cross_attention_freq = spec.cross_attention_freq
-    config.query_length = spec.num_query_token
-    qformer = BertLMHeadModel(config)
+    try:
+        config = BertConfig(**sizes)
+        config.encoder_width = vision_width
+        config.add_cross_attention = True
+        config.cross_attention_freq = spec.cross_attention_freq
+        config.query_length = spec.num_query_token
+        qformer = BertLMHeadModel(config)
+    except Exception as error:  # sizes are checked with exceptions of many kinds, by transformers and by LAVIS
+        raise ConfigError(f"model.qformer: these sizes build no Q-Former: {first_line(error)}") from error
     qformer.cls = None  # as LAVIS does: the head's keys aren't in InstructBLIP's checkpoints
     query_tokens = nn.Parameter(torch.zeros(1, spec.num_query_token, config.hidden_size))
     query_tokens.data.normal_(mean=0.0, std=config.initializer_range)
@@ -72,5 +75,10 @@ def load_qformer_tokenizer(source: str) -> Any:
             f"model.qformer_tokenizer: no BERT tokenizer at {source!r} ({first_line(error)}); "
             "give a local folder that holds its vocab.txt"
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        # transformers 5 makes an empty tokenizer of a folder that holds none.
+        raise ConfigError(
+            f"model.qformer_tokenizer: no vocabulary in {source!r}; give a local folder with its vocab.txt"
+        )
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     return tokenizer

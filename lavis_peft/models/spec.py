@@ -58,7 +58,7 @@ class ModelSpec:
 
 def _type_problem(name: str, value: Any, default: Any, where: str) -> str | None:
     kinds: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
-    wanted = type(default)
+    wanted = str if name in ("llm_tokenizer", "llm_precision") else type(default)
     if wanted not in kinds or name == "vit_model":  # which may be a name or sizes
         return None
     if isinstance(value, kinds[wanted]) and (wanted is bool or not isinstance(value, bool)):

@@ -43,13 +43,14 @@ class Blip2T5InstructPeft(Blip2InstructPeft):
 
     def load_llm_tokenizers(self) -> None:
         """Instructions are cut on the left, targets on the right."""
-        source = self.spec.llm_tokenizer or str(self.spec.llm)
-        self.t5_tokenizer = load_tokenizer(source, "model.t5_model", truncation_side="left")
-        self.t5_output_tokenizer = load_tokenizer(source, "model.t5_model", truncation_side="right")
+        source, key = self.tokenizer_source()
+        self.t5_tokenizer = load_tokenizer(source, key, fast=True, truncation_side="left")
+        self.t5_output_tokenizer = load_tokenizer(source, key, fast=True, truncation_side="right")
 
     def _encoder_inputs(self, prefix: Tensor, mask: Tensor, tokens: Any) -> tuple[Tensor, Tensor]:
         embeds = self.t5_model.get_input_embeddings()(tokens.input_ids)
-        embeds = torch.cat([prefix, embeds], dim=1)  # (B, T·Q + L, D)
+        # In float32: under run.amp the prefix comes in fp16, and torch won't join it with bf16.
+        embeds = torch.cat([prefix.float(), embeds], dim=1)  # (B, T·Q + L, D)
         return embeds, torch.cat([mask, tokens.attention_mask], dim=1)
 
     def _targets(self, tokens: Any) -> Tensor:

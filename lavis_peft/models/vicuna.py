@@ -36,8 +36,9 @@ class Blip2VicunaInstructPeft(Blip2InstructPeft):
 
     def load_llm_tokenizers(self) -> None:
         """One tokenizer with InstructBLIP's special tokens."""
-        source = self.spec.llm_tokenizer or str(self.spec.llm)
-        self.llm_tokenizer = as_vicuna_tokenizer(load_tokenizer(source, "model.llm_model", truncation_side="left"))
+        self.llm_tokenizer = as_vicuna_tokenizer(
+            load_tokenizer(*self.tokenizer_source(), fast=False, truncation_side="left")
+        )
 
     def adjust_llm(self, llm: nn.Module) -> nn.Module:
         """Make room for the tokens that InstructBLIP adds.
@@ -80,7 +81,7 @@ class Blip2VicunaInstructPeft(Blip2InstructPeft):
 
     def _embedded(self, prefix: Tensor, mask: Tensor, ids: Tensor, ids_mask: Tensor) -> tuple[Tensor, Tensor]:
         embeds = self.llm_model.get_input_embeddings()(ids)
-        embeds = torch.cat([prefix, embeds], dim=1)  # (rows, T·Q + S, D)
+        embeds = torch.cat([prefix.float(), embeds], dim=1)  # (rows, T·Q + S, D); in float32 for the reason t5.py gives
         return embeds, torch.cat([mask, ids_mask], dim=1)
 
     def _token_losses(self, prefix: Tensor, mask: Tensor, inputs: Any, outputs: Any) -> tuple[Tensor, Tensor]:

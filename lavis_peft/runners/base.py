@@ -181,7 +181,8 @@ class BaseRunnerPeft(RunnerBase):
 
     def _resume(self, path: str) -> None:
         self._load_checkpoint(path)
-        if self.start_epoch >= self.max_epoch:
+        # A run that was killed in its last validation still has that, and the test splits, to do.
+        if self.start_epoch >= self.max_epoch and self.progress.validated:
             raise ConfigError(
                 f"run.resume_ckpt_path: {path} is of epoch {self.start_epoch - 1}, and {self.length} ends with epoch "
                 f"{self.max_epoch - 1}; raise {self.length.partition('=')[0]} to train on, or score it with "

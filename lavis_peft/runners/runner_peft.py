@@ -111,7 +111,7 @@ class RunnerPeft(BaseRunnerPeft):
     def _train_epochs(self) -> int:
         """Train what is left of the run; returns the last epoch that was trained."""
         epoch = self.start_epoch - 1
-        if not self.progress.validated:
+        if not self.progress.validated and self.spec.valid_splits:
             self._validate(epoch)
         while epoch + 1 < self.max_epoch and not self._stops_early():
             epoch += 1

@@ -131,7 +131,7 @@ class MultipleChoiceVqaTask(BaseTask):
         rows = {}
         for position, index in enumerate(picked):
             row_scores = flat[position].tolist()
-            if any(math.isnan(score) for score in row_scores):
+            if not all(math.isfinite(score) for score in row_scores):
                 raise DataError(
                     f"question {part['question_id'][position]!r}: the model's scores aren't numbers; its weights have "
                     "diverged in training (a lower run.init_lr, or run.amp: false, may help)"

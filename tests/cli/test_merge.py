@@ -77,9 +77,9 @@ def test_merged_files_give_the_unmerged_outputs(family: str, model_section: Sect
     merged = OmegaConf.load(tmp_path / "out" / "run.yaml").model
     assert "adapters" not in merged
     again = registry.get_model_class(merged.arch).from_config(merged).eval()
-    assert compare(model, again) <= 1e-3
+    assert max(compare(model, again)) <= 1e-3
     base = registry.get_model_class(merged.arch).from_config(OmegaConf.load(config).model).eval()
-    assert compare(base, again) > 0.1
+    assert min(compare(base, again)) > 0.05
     keys = torch.load(tmp_path / "out" / "merged.pth", weights_only=True)["model"]
     assert not [key for key in keys if "lora" in key or "base_layer" in key]
     assert set(keys) == set(torch.load(tmp_path / "base.pth", weights_only=True)["model"])
@@ -130,3 +130,32 @@ def test_no_adapter_means_nothing_to_merge(model_section: Section, tmp_path: Pat
     result = _merge("--cfg-path", config, "--checkpoint", checkpoint, "--output", tmp_path / "out")
     assert result.exit_code == 2
     assert "nothing to merge" in result.output
+
+
+def test_a_lost_adapter_is_noticed_beside_a_half_precision_language_model(
+    model_section: Section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The language model's rounding would hide it in the scores."""
+    section = model_section("t5", llm_precision="bf16", adapters={"qformer": BOTH["qformer"], "train": []})
+    config, checkpoint, _ = _trained(section, tmp_path)
+    plain = torch.load(tmp_path / "base.pth", weights_only=True)["model"]
+
+    def forgetful(part: torch.nn.Module, dtype: Any = None) -> dict[str, torch.Tensor]:
+        own = {key.removeprefix("Qformer."): value for key, value in plain.items() if key.startswith("Qformer.")}
+        state = part.state_dict()
+        return own if any("lora" in key for key in state) else state
+
+    monkeypatch.setattr("lavis_peft.models.merged.merged_state", forgetful)
+    result = _merge("--cfg-path", config, "--checkpoint", checkpoint, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "visual prefix" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_can_not_be_made_is_named_before_a_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = {"model": {"arch": "x"}, "datasets": {"y": {"type": "default"}}, "run": {"task": "z"}}
+    (tmp_path / "run.yaml").write_text(OmegaConf.to_yaml(run))
+    result = _merge("--cfg-path", tmp_path / "run.yaml", "--checkpoint", "c.pth", "--output", tmp_path / "file" / "out")
+    assert result.exit_code == 2
+    assert "can't be written to" in result.output

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from omegaconf import OmegaConf
+from peft import LoraConfig
 
 import lavis_peft
 from lavis_peft.errors import CheckpointError, ConfigError
@@ -22,6 +23,7 @@ from lavis.common.registry import registry  # noqa: E402  after the plugin made 
 TEXTS = ["Question: is there a red circle? Short answer:", "what shape is it ?", "Question: the color"]
 TARGETS = ["yes", "blue triangle", "a large green square"]
 FAMILIES = ["t5", "llama"]
+FFN = {"peft_type": "LORA", "sublayers": ["ffn"], "r": 2}
 Section = Callable[..., dict[str, Any]]
 
 
@@ -293,3 +295,52 @@ def test_the_shape_counts_what_the_model_has(family: str, model_section: Section
     model, shape = cls.from_config(section), cls.on_meta(section)
     assert {name: p.shape for name, p in shape.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     assert shape.query_tokens.device.type == "meta"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_half_precision_model_trains_under_an_outer_autocast(
+    family: str, model_section: Section, qformer_lora: dict[str, Any]
+) -> None:
+    """As with run.amp: LAVIS's loop autocasts to fp16 around a language model that is held in bf16."""
+    section = model_section(family, llm_precision="bf16", adapters=qformer_lora)
+    model = registry.get_model_class(section["arch"]).from_config(section).train()
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = model({"image": images(2), "text_input": TEXTS[:2], "text_output": TARGETS[:2]})["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(model.query_tokens.grad).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_adalora_trains_the_same_in_every_precision(precision: str, model_section: Section) -> None:
+    adapter = {"peft_type": "ADALORA", "sublayers": ["attention"], "init_r": 4, "target_r": 2, "lora_alpha": 4}
+    section = model_section("t5", llm_precision=precision, adapters={"llm": adapter, "train": []})
+    model = registry.get_model_class(section["arch"]).from_config(section)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert not [name for name in trained if not any(kind in name for kind in ("lora_A", "lora_B", "lora_E"))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"qformer": {"hidden_size": 25, "num_attention_heads": 4}}, "model.qformer"),
+        ({"qformer": {"hidden_size": "abc"}}, "model.qformer"),
+        ({"t5_model": {"d_model": "abc"}}, "model.t5_model"),
+        ({"llm_tokenizer": 5}, "model.llm_tokenizer"),
+        (
+            {"adapters": {"qformer": {"peft_type": "LORA", "sublayers": ["ffn"], "r": 2, "exclude_modules": "(("}}},
+            "qformer",
+        ),
+        (
+            {"adapters": {"llm": {"peft_type": "LORA", "sublayers": ["ffn"], "r": 2, "bias": "all"}}},
+            "model.adapters.llm.bias",
+        ),
+    ],
+)
+def test_a_value_that_builds_nothing_is_a_config_error(changes: dict, key: str, model_section: Section) -> None:
+    section = model_section("t5", **changes)
+    if "exclude_modules" in str(changes) and not hasattr(LoraConfig(), "exclude_modules"):
+        pytest.skip("this peft has no exclude_modules")
+    with pytest.raises(ConfigError, match=key):
+        registry.get_model_class(section["arch"]).from_config(section)
