@@ -60,20 +60,8 @@ class Blip2T5InstructPeft(Blip2InstructPeft):
         """Mean cross-entropy of the targets' tokens."""
         device = prefix.device
         with self.maybe_autocast(dtype=torch.bfloat16):
-            inputs = self.t5_tokenizer(
-                samples["text_input"],
-                padding="longest",
-                truncation=True,
-                max_length=self.max_txt_len,
-                return_tensors="pt",
-            ).to(device)
-            outputs = self.t5_output_tokenizer(
-                samples["text_output"],
-                padding="longest",
-                truncation=True,
-                max_length=self.max_output_txt_len,
-                return_tensors="pt",
-            ).to(device)
+            inputs = _tokens(self.t5_tokenizer, samples["text_input"], self.max_txt_len).to(device)
+            outputs = _tokens(self.t5_output_tokenizer, samples["text_output"], self.max_output_txt_len).to(device)
             embeds, attention = self._encoder_inputs(prefix, mask, inputs)
             return self.t5_model(
                 inputs_embeds=embeds,
@@ -122,3 +110,8 @@ class Blip2T5InstructPeft(Blip2InstructPeft):
             embeds, attention = self._encoder_inputs(prefix, mask, tokens)
             outputs = self.t5_model.generate(inputs_embeds=embeds, attention_mask=attention, **options)
         return self.t5_tokenizer.batch_decode(outputs, skip_special_tokens=True)
+
+
+def _tokens(tokenizer: Any, texts: list[str], most: int) -> Any:
+    """Texts as padded tensors, cut to so many tokens on the tokenizer's own side."""
+    return tokenizer(texts, padding="longest", truncation=True, max_length=most, return_tensors="pt")

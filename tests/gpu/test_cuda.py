@@ -27,10 +27,12 @@ def _train(folder: Path, *options: str, launcher: tuple[str, ...] = ("-m", "lavi
     return json.loads((run / "result" / "metrics_test.json").read_text())
 
 
-@pytest.mark.parametrize("amp", ["true", "false"])
-def test_a_gpu_learns_what_a_cpu_learns(amp: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("amp", "precision"), [("true", "fp32"), ("true", "bf16"), ("false", "bf16"), ("false", "fp32")]
+)
+def test_a_gpu_learns_what_a_cpu_learns(amp: str, precision: str, tmp_path: Path) -> None:
     on_cpu = _train(tmp_path / "cpu", "run.device=cpu")
-    on_gpu = _train(tmp_path / "gpu", "run.device=cuda", f"run.amp={amp}")
+    on_gpu = _train(tmp_path / "gpu", "run.device=cuda", f"run.amp={amp}", f"model.llm_precision={precision}")
     assert on_gpu["accuracy"] == pytest.approx(on_cpu["accuracy"], abs=5.0)
 
 
