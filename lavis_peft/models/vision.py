@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lavis_peft.adapters.checkpoint import read_checkpoint
+from lavis_peft.checks import shortened
 from lavis_peft.errors import CheckpointError, ConfigError
 from lavis_peft.models.conv_stem import ConvStem
 
@@ -222,15 +224,10 @@ def _read(weights: str) -> dict[str, Tensor]:
 
         path = Path(download_cached_file(_EVA_URL, check_hash=False, progress=True))
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # every reader has its own errors; all mean that the file isn't usable
+        return read_checkpoint(path)
+    except CheckpointError as error:
         raise CheckpointError(f"{path}: can't be read as model weights ({error})") from error
 
 
 def _listed(keys: list[str]) -> str:
-    shown = ", ".join(keys[:8]) or "none"
-    return shown if len(keys) <= 8 else f"{shown} and {len(keys) - 8} more"
+    return shortened(keys, shown=8) or "none"

@@ -1,7 +1,6 @@
 """Answers of a split: gathering them from all processes, checking, counting, writing."""
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from lavis_peft.adapters.checkpoint import atomic_file
 from lavis_peft.errors import DataError
 
 Row = Mapping[str, Any]
@@ -92,10 +92,5 @@ def _plain(text: str) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON under a temporary name and rename it, so that a failure leaves the previous file as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        file.write(json.dumps(content, ensure_ascii=False).encode())
