@@ -1,5 +1,6 @@
 """Small real parts for the tests: tokenizers, language models and model sections, made in a temporary folder."""
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -268,5 +269,50 @@ def run_file(
         path = tmp_path / "run.yaml"
         path.write_text(yaml.safe_dump(config))
         return path
+
+    return make
+
+
+def _helper(path: str) -> Any:
+    """A module beside the tests, by its path: the tests are no package."""
+    file = Path(__file__).parent / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def official_download(tmp_path: Path) -> Callable[..., Path]:
+    """Write a small download in a benchmark's official layout.
+
+    ``official_download("scienceqa")`` gives its folder; ``sizes={"train": 12, "val": 4, "test": 4}`` sets how many
+    questions a split has.
+    """
+    official = _helper("prepare/official.py")
+
+    def make(name: str, sizes: dict[str, int] | None = None) -> Path:
+        root = tmp_path / f"{name}_download"
+        official.WRITERS[name](root, sizes or official.SIZES)
+        return root
+
+    return make
+
+
+@pytest.fixture
+def research_config() -> Callable[..., dict[str, Any]]:
+    """Make a run config in the research code's form; see ``research/old_configs.py``."""
+    return _helper("research/old_configs.py").config
+
+
+@pytest.fixture
+def research_run(tmp_path: Path) -> Callable[..., Path]:
+    """Write such a config for the tiny model, with a few pictures and their annotations in its form."""
+    old_configs = _helper("research/old_configs.py")
+
+    def make(arch: str, run: dict[str, Any] | None = None, **changes: Any) -> Path:
+        return old_configs.write_run(tmp_path, arch, run, **changes)
 
     return make

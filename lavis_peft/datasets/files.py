@@ -23,13 +23,14 @@ def locate(path: str, cache_root: str | None) -> Path | None:
     return next((candidate.absolute() for candidate in candidates if candidate.exists()), None)
 
 
-def annotation_files(annotations: Annotations, where: str, cache_root: str | None) -> list[Path]:
+def annotation_files(annotations: Annotations, where: str, cache_root: str | None, remedy: str = "") -> list[Path]:
     """The files of one split.
 
     Args:
         annotations: The split's section.
         where: The section's dotted name in messages.
         cache_root: LAVIS's cache folder.
+        remedy: What to do about a file that isn't there.
 
     Raises:
         DataError: Naming every file that isn't there. Nothing is ever downloaded.
@@ -40,8 +41,11 @@ def annotation_files(annotations: Annotations, where: str, cache_root: str | Non
         # LAVIS copies a local file named by `url` to `storage`; reading it in place comes to the same.
         path = locate(storage, cache_root) or (locate(url, cache_root) if url else None)
         if path is None:
-            remedy = f"; nothing is downloaded here: fetch {url} yourself" if url else ""
-            problems.append(f"{where}.storage: no file {storage!r} (working directory {os.getcwd()}){remedy}")
+            advice = f"nothing is downloaded here: fetch {url} yourself" if url else remedy
+            problems.append(
+                f"{where}.storage: no file {storage!r} (working directory {os.getcwd()})"
+                + (f"; {advice}" if advice else "")
+            )
         elif path.is_dir():
             problems.append(f"{where}.storage: {storage!r} is a folder; expected a JSON or JSONL file")
         else:

@@ -10,6 +10,7 @@ from lavis_peft.adapters import checkpoint, identity
 from lavis_peft.adapters.checkpoint import load_base, model_state, read_checkpoint
 from lavis_peft.adapters.spec import AdaptersSpec
 from lavis_peft.errors import CheckpointError
+from lavis_peft.research import checkpoint as research
 
 #: Parts that a LAVIS checkpoint may leave out, since they come from sources of their own.
 _OWN_SOURCES = ("visual_encoder.", "t5_model.", "llm_model.")
@@ -61,12 +62,12 @@ class Checkpointed(Blip2Base):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def load_checkpoint(self, url_or_filename: str) -> Any:
-        """Load a checkpoint that a runner of this model wrote (path or URL), as data only.
+        """Load a checkpoint that a runner of this model, or of the research code's, wrote (path or URL), as data only.
 
         Raises:
             CheckpointError: It can't be read, or belongs to another model or adapter configuration.
         """
-        found = checkpoint.read_checkpoint(url_or_filename)
+        found = research.adopted(checkpoint.read_checkpoint(url_or_filename), self, url_or_filename)
         state = checkpoint.model_state(found, url_or_filename)
         if differ := identity.differences(found, self.arch, self.model_type or "", self.adapters):
             raise CheckpointError(f"{url_or_filename} belongs to another model: {'; '.join(differ)}")

@@ -12,6 +12,7 @@ from lavis_peft import __version__
 from lavis_peft.adapters.checkpoint import EXTRA_STATE, check_keys, check_shapes, model_state, read_checkpoint
 from lavis_peft.adapters.identity import HEADER, differences, header
 from lavis_peft.errors import CheckpointError
+from lavis_peft.research import checkpoint as research
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,14 @@ def load_trained(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -
 
     Args:
         model: The model, not wrapped for distribution.
-        checkpoint: What was read from the file.
+        checkpoint: What was read from the file; the research code's is taken too.
         source: The checkpoint's name, for messages.
 
     Raises:
         CheckpointError: It is of another model; names the settings or the keys that differ.
     """
     if hasattr(model, "adapters"):
+        checkpoint = research.adopted(checkpoint, model, source)
         differing = differences(checkpoint, model.arch, model.model_type or "", model.adapters)
         if differing:
             raise CheckpointError(f"{source}: belongs to another model: {'; '.join(differing)}")
@@ -100,9 +102,12 @@ def read_run_checkpoint(path: str) -> dict[str, Any]:
     """
     checkpoint = read_checkpoint(path)
     missing = [key for key in ("model", "optimizer", "epoch") if key not in checkpoint]
-    if missing:
+    why = f"it has no {', '.join(missing)}" if missing else ""
+    if not missing and research.is_research(model_state(checkpoint, path)):
+        why = "it is the research code's, which doesn't record how far validation had come"
+    if why:
         raise CheckpointError(
-            f"{path}: can't be resumed from, since it has no {', '.join(missing)}; to start from its weights, set "
+            f"{path}: can't be resumed from, since {why}; to start from its weights, set "
             "model.load_finetuned=true and model.finetuned to it"
         )
     return checkpoint

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lavis_peft.checks import listing, suggestion
 from lavis_peft.errors import ConfigError
+from lavis_peft.research import ARCHS
 from lavis_peft.runners.config_file import read_run_file
 from lavis_peft.runners.spec import OURS, IterRunSpec, RunSpec, parse_run
 
@@ -33,8 +34,14 @@ class RunConfig(Config):
     def __init__(self, args: Namespace) -> None:
         self._merged, pairs = read_run_file(args.cfg_path, args.options)
         check_config(self._merged, where=str(args.cfg_path))
-        super().__init__(Namespace(**{**vars(args), "options": pairs}))
+        # The overrides are in what the methods below give; once more, in the file's own words, they may not fit.
+        super().__init__(Namespace(**{**vars(args), "options": None}))
+        self.args = Namespace(**{**vars(args), "options": pairs})
         _fill_defaults(self.config)
+
+    def build_runner_config(self, config: DictConfig) -> dict[str, DictConfig]:
+        """LAVIS's method, given the overridden run section."""
+        return Config.build_runner_config(self._merged)
 
     def build_model_config(self, config: DictConfig, **kwargs: Any) -> DictConfig:
         """LAVIS's method, given the overridden model section."""
@@ -165,7 +172,7 @@ def model_problems(model: DictConfig) -> list[str]:
         return [f"model.arch: missing; registered: {listing(registry.list_models())}"]
     model_cls = registry.get_model_class(arch)
     if model_cls is None:
-        return [_unknown("model.arch", arch, registry.list_models())]
+        return [_unknown("model.arch", arch, [*registry.list_models(), *ARCHS])]
     types = list(getattr(model_cls, "PRETRAINED_MODEL_CONFIG_DICT", {}))
     kind = model.get("model_type")
     if kind is None:

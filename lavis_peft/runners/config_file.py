@@ -11,6 +11,7 @@ from yaml import YAMLError
 
 from lavis_peft.checks import listing, suggestion
 from lavis_peft.errors import ConfigError
+from lavis_peft.research import adopted
 
 SECTIONS = ("model", "datasets", "run")
 
@@ -25,16 +26,33 @@ def read_run_file(
         options: Overrides, ``key=value`` each, or LAVIS's older form: keys and values in turn.
 
     Returns:
-        The config as the file has it, overrides merged in, and the overrides as ``key=value``.
+        The config as the file has it, overrides merged in, and the overrides as ``key=value``. A run config of the
+        research code comes in the plugin's form.
 
     Raises:
         ConfigError: The file can't be read, lacks a section, or an override is malformed; all problems at once.
     """
-    config = load_yaml(cfg_path)
-    pairs, problems = parse_options(options or [])
-    problems += _section_problems(config)
+    return with_options(load_yaml(cfg_path), options or [], str(cfg_path))
+
+
+def with_options(config: DictConfig, options: Sequence[str], where: str) -> tuple[DictConfig, list[str]]:
+    """A run config with its overrides merged in.
+
+    Args:
+        config: The content of a run config's file.
+        options: As for `read_run_file`.
+        where: The file's name, for messages.
+
+    Returns:
+        As `read_run_file`.
+
+    Raises:
+        ConfigError: A section is missing, or an override is malformed; all problems at once.
+    """
+    pairs, problems = parse_options(options)
+    problems += section_problems(config)
     if problems:
-        raise ConfigError(problems, where=str(cfg_path))
+        raise ConfigError(problems, where=where)
     known = config.get("datasets") or {}
     for pair in pairs:
         problems += _dataset_problem(pair, known)
@@ -44,8 +62,8 @@ def read_run_file(
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
         problems.append(f"the values don't fit together: {_first_line(error)}")
     if problems:
-        raise ConfigError(problems, where=str(cfg_path))
-    return merged, pairs
+        raise ConfigError(problems, where=where)
+    return adopted(merged, where), pairs
 
 
 def parse_options(options: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -123,7 +141,8 @@ def _yaml_place(error: Exception) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {reason}" if mark else reason
 
 
-def _section_problems(config: DictConfig) -> list[str]:
+def section_problems(config: DictConfig) -> list[str]:
+    """What is wrong with the sections of a run config as such: strangers, missing ones, no mappings."""
     strangers = [name for name in config if name not in SECTIONS]
     problems = [
         f"{name}: unknown section{suggestion(name, SECTIONS)}; allowed: {listing(SECTIONS)}" for name in strangers

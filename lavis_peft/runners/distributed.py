@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 #: LAVIS waits 365 days, so that a crashed rank leaves the others holding their GPUs.
 TIMEOUT = datetime.timedelta(hours=2)
 
+_left: list[Any] = []
+
 
 def is_active() -> bool:
     """Whether this process belongs to a process group."""
@@ -48,6 +50,9 @@ def barrier() -> None:
 def shutdown() -> None:
     """Leave the process group, if there is one."""
     if is_active():
+        # Kept to the process's end. With the last reference gone, which a wrapped model holds, gloo waits for its own
+        # thread; where that thread is just letting go of a broadcast's tensors, it waits for Python's lock: forever.
+        _left.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 

@@ -1,0 +1,126 @@
+"""Preparing a benchmark: read its download, check the pictures, write annotation files and a dataset YAML."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lavis_peft.checks import first_line
+from lavis_peft.datasets.records import summary
+from lavis_peft.errors import ConfigError, DataError
+from lavis_peft.prepare.benchmark import SPLITS, Benchmark, Extract, questions
+from lavis_peft.prepare.pictures import damaged
+
+_YAML = "dataset.yaml"
+
+
+def prepare(
+    benchmark: Benchmark, source: Path, output: Path, drop_broken: bool = False, decode: bool = True
+) -> dict[str, Any]:
+    """Make a benchmark's download ready for training.
+
+    Args:
+        benchmark: One of `BENCHMARKS`.
+        source: The folder of the official download.
+        output: The folder for ``train.json``, ``val.json``, ``test.json`` and ``dataset.yaml``; what was there before
+            is replaced only when all four are written.
+        drop_broken: Leave out questions that can't be used, instead of refusing.
+        decode: Whether to decode every picture; else each only has to be there.
+
+    Returns:
+        ``dataset``, ``output``, ``files``, ``counts`` (``found``, ``published`` and ``dropped`` of each split),
+        ``images`` (``checked``, ``decoded``, ``missing``, ``damaged``), ``dropped`` (what and why) and ``warnings``.
+
+    Raises:
+        DataError: Files are missing, or questions can't be used and aren't to be dropped.
+        ConfigError: The output can't be written.
+    """
+    source, output = source.expanduser().resolve(), output.expanduser().resolve()
+    extract = benchmark.read(source)
+    unusable = list(dict.fromkeys(problem for split in SPLITS for problem in extract.problems[split]))
+    # Decoding takes minutes, so what a glance shows to be the wrong files is said before it.
+    _refuse(unusable, drop_broken, f"{questions(len(unusable))} can't be used")
+    names = [record["image"] for split in SPLITS for record in extract.records[split]]
+    broken = damaged(source, names, decode)
+    broken_lines = [f"{source / name}: {state}" for name, state in broken.items()]
+    _refuse(broken_lines, drop_broken, f"{len(broken)} of {len(set(names)):,} images can't be used")
+    records = _usable(extract, broken, source)
+    counts = _counts(benchmark, extract, records)
+    files = _write(benchmark, records, source, output)
+    missing = sum(state == "missing" for state in broken.values())
+    images = {"checked": len(set(names)), "decoded": decode, "missing": missing, "damaged": len(broken) - missing}
+    return {
+        "dataset": benchmark.dataset,
+        "output": str(output),
+        "files": files,
+        "counts": counts,
+        "images": images,
+        "dropped": [*unusable, *broken_lines],
+        "warnings": [*extract.remarked(), *_differences(benchmark, counts)],
+    }
+
+
+def _refuse(problems: list[str], drop_broken: bool, what: str) -> None:
+    if problems and not drop_broken:
+        raise DataError(summary(problems, head=f"{what}; --drop-broken leaves them out:"))
+
+
+def _usable(extract: Extract, broken: dict[str, str], source: Path) -> dict[str, list[dict[str, Any]]]:
+    """The records whose pictures can be used.
+
+    Raises:
+        DataError: A split has none.
+    """
+    records = {
+        split: [record for record in extract.records[split] if record["image"] not in broken] for split in SPLITS
+    }
+    empty = [split for split in SPLITS if not records[split]]
+    if empty:
+        raise DataError(f"--source {source}: no question that can be used in split {', '.join(empty)}")
+    return records
+
+
+def _counts(
+    benchmark: Benchmark, extract: Extract, records: dict[str, list[dict[str, Any]]]
+) -> dict[str, dict[str, int]]:
+    return {
+        split: {
+            "found": len(records[split]),
+            "published": benchmark.published[split],
+            "dropped": len(extract.records[split]) - len(records[split]) + len(extract.problems[split]),
+        }
+        for split in SPLITS
+    }
+
+
+def _differences(benchmark: Benchmark, counts: dict[str, dict[str, int]]) -> list[str]:
+    return [
+        f"{split}: {of['found']:,} {benchmark.counts}, published are {of['published']:,}"
+        for split, of in counts.items()
+        if of["found"] != of["published"]
+    ]
+
+
+def _write(benchmark: Benchmark, records: dict[str, list[dict[str, Any]]], source: Path, output: Path) -> list[str]:
+    from lavis_peft.adapters.checkpoint import atomic_file  # imports torch
+
+    paths = {split: output / f"{split}.json" for split in SPLITS}
+    section = {
+        "build_info": {
+            "annotations": {split: {"storage": str(path)} for split, path in paths.items()},
+            "images": {"storage": str(source)},
+        }
+    }
+    text = yaml.safe_dump({"datasets": {benchmark.dataset: section}}, sort_keys=False, allow_unicode=True)
+    contents = {output / _YAML: f"# {benchmark.title}, prepared from {source}\n{text}"}
+    contents |= {path: json.dumps(records[split], ensure_ascii=False, indent=1) for split, path in paths.items()}
+    try:
+        # All are written before the first takes its place; the YAML, entered first, takes its own last.
+        with ExitStack() as whole:
+            for path, content in contents.items():
+                whole.enter_context(atomic_file(path)).write(content.encode())
+    except OSError as error:
+        raise ConfigError(f"--output {output}: can't be written to ({error.strerror or first_line(error)})") from None
+    return [str(path) for path in (*paths.values(), output / _YAML)]
