@@ -102,7 +102,7 @@ def show_command(
 
 @command.command("run", cls=RunCommand)
 @_experiment_options(required=True)
-@click.option("--dry-run", is_flag=True, help="Check everything that needs no weights, print the config, don't train.")
+@click.option("--dry-run", is_flag=True, help="Check the config and print it; read no data, don't train.")
 @click.option("--json", "as_json", is_flag=True, help="Print where the run is, and its test metrics, as JSON.")
 def run_command(
     key: str,

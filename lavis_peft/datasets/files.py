@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lavis_peft.checks import first_line
 from lavis_peft.datasets.spec import Annotations
 from lavis_peft.errors import DataError
 
@@ -84,6 +85,8 @@ def _json_list(path: Path, text: str) -> list[tuple[str, Any]]:
         entries = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except (RecursionError, ValueError) as error:  # nested without end, or a number of thousands of digits
+        raise DataError(f"{path}: can't be read: {first_line(error)}") from None
     return [(f"record {number}", entry) for number, entry in enumerate(entries, start=1)]
 
 
@@ -97,3 +100,5 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         except json.JSONDecodeError as error:
             kind = "neither a JSON list nor one record a line" if number == 1 else "not JSON"
             raise DataError(f"{path}: {kind}: line {number}, column {error.colno}: {error.msg}") from None
+        except (RecursionError, ValueError) as error:
+            raise DataError(f"{path}: line {number} can't be read: {first_line(error)}") from None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_peft.prepare.benchmark import SPLITS, Benchmark, Extract
-from lavis_peft.prepare.source import Unusable, Wanted, convert, locate, mapping, read_all, text
+from lavis_peft.prepare.source import Unusable, Wanted, convert, locate, mapping, read_all, text, texts
 
 _CAPTIONS = 5
 _NAME = "dataset_flickr30k.json"
@@ -66,15 +66,12 @@ def _record(entry: Mapping[str, Any], folder: Path, split: str, extract: Extract
     name = text(entry, "filename")
     if entry.get("split") not in SPLITS:
         raise Unusable(f"'split' must be train, val or test, found {entry.get('split')!r}")
-    sentences = entry.get("sentences")
-    if not isinstance(sentences, list):
-        raise Unusable(f"'sentences' must be a list, found {sentences!r}")
-    captions = [text({"raw": "", **mapping(sentence)}, "raw", needed=False) for sentence in sentences]
+    captions = texts(entry, "sentences", "raw")
     if split == "train":
         captions = [caption.translate(_DROPPED).strip() for caption in captions]
     kept = [caption for caption in captions if caption.strip()]
     if not kept:
-        raise Unusable(f"no caption among {sentences!r}")
+        raise Unusable(f"no caption among {captions!r}")
     if len(kept) < len(captions):
         extract.remark(_BLANK, name)
     elif len(captions) != _CAPTIONS:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from lavis_peft.checks import first_line
+from lavis_peft.checks import first_line, listing
 from lavis_peft.datasets.records import summary
 from lavis_peft.errors import ConfigError, DataError
 from lavis_peft.prepare.benchmark import SPLITS, Benchmark, Extract, questions
@@ -38,6 +38,7 @@ def prepare(
         ConfigError: The output can't be written.
     """
     source, output = source.expanduser().resolve(), output.expanduser().resolve()
+    _check_output(output)
     extract = benchmark.read(source)
     unusable = list(dict.fromkeys(problem for split in SPLITS for problem in extract.problems[split]))
     # Decoding takes minutes, so what a glance shows to be the wrong files is said before it.
@@ -60,6 +61,29 @@ def prepare(
         "dropped": [*unusable, *broken_lines],
         "warnings": [*extract.remarked(), *_differences(benchmark, counts)],
     }
+
+
+def _check_output(output: Path) -> None:
+    """See that nothing is in the way, and that no download is overwritten: VizWiz's files have the same names.
+
+    Raises:
+        ConfigError: Names every file that is.
+    """
+    paths = _paths(output)
+    folders = [path.name for path in paths.values() if path.is_dir()]
+    if folders:
+        raise ConfigError(f"--output {output}: in the way of its files: the folder {listing(folders)}")
+    strange = [path.name for path in paths.values() if path.exists()]
+    if strange and not paths[_YAML].exists():
+        raise ConfigError(
+            f"--output {output}: has {listing(strange)} without the {_YAML} that prepare writes, so these may be "
+            "files of a download; give another folder"
+        )
+
+
+def _paths(output: Path) -> dict[str, Path]:
+    """The files that are written, by split, and the YAML by its name."""
+    return {**{split: output / f"{split}.json" for split in SPLITS}, _YAML: output / _YAML}
 
 
 def _refuse(problems: list[str], drop_broken: bool, what: str) -> None:
@@ -106,16 +130,16 @@ def _differences(benchmark: Benchmark, counts: dict[str, dict[str, int]]) -> lis
 def _write(benchmark: Benchmark, records: dict[str, list[dict[str, Any]]], source: Path, output: Path) -> list[str]:
     from lavis_peft.adapters.checkpoint import atomic_file  # imports torch
 
-    paths = {split: output / f"{split}.json" for split in SPLITS}
+    paths = _paths(output)
     section = {
         "build_info": {
-            "annotations": {split: {"storage": str(path)} for split, path in paths.items()},
+            "annotations": {split: {"storage": str(paths[split])} for split in SPLITS},
             "images": {"storage": str(source)},
         }
     }
     text = yaml.safe_dump({"datasets": {benchmark.dataset: section}}, sort_keys=False, allow_unicode=True)
-    contents = {output / _YAML: f"# {benchmark.title}, prepared from {source}\n{text}"}
-    contents |= {path: json.dumps(records[split], ensure_ascii=False, indent=1) for split, path in paths.items()}
+    contents = {paths[_YAML]: f"# {benchmark.title}, prepared from {source}\n{text}"}
+    contents |= {paths[split]: json.dumps(records[split], ensure_ascii=False, indent=1) for split in SPLITS}
     try:
         # All are written before the first takes its place; the YAML, entered first, takes its own last.
         with ExitStack() as whole:
@@ -123,4 +147,4 @@ def _write(benchmark: Benchmark, records: dict[str, list[dict[str, Any]]], sourc
                 whole.enter_context(atomic_file(path)).write(content.encode())
     except OSError as error:
         raise ConfigError(f"--output {output}: can't be written to ({error.strerror or first_line(error)})") from None
-    return [str(path) for path in (*paths.values(), output / _YAML)]
+    return [str(path) for path in paths.values()]

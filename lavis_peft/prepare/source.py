@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from lavis_peft.checks import first_line
 from lavis_peft.datasets.records import raise_if
 from lavis_peft.errors import DataError
 
@@ -72,6 +73,8 @@ def read_json(path: Path, kind: type) -> Any:
         raise DataError(f"{path}: not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
+    except (RecursionError, ValueError) as error:  # nested without end, or a number of thousands of digits
+        raise DataError(f"{path}: can't be read ({first_line(error)})") from None
     if not isinstance(content, kind):
         wanted = "a mapping" if kind is dict else "a list"
         raise DataError(f"{path}: expected {wanted}, found {str(content)[:60]!r}")
@@ -156,6 +159,18 @@ def text(entry: Mapping[str, Any], key: str, needed: bool = True) -> str:
     if not isinstance(value, str) or (needed and not value.strip()):
         raise Unusable(f"'{key}' must be a text, found {value!r}")
     return value
+
+
+def texts(entry: Mapping[str, Any], key: str, inner: str) -> list[str]:
+    """The text under ``inner`` of each mapping in the list under ``key``; empty where it is absent.
+
+    Raises:
+        Unusable: It isn't such a list.
+    """
+    found = entry.get(key)
+    if not isinstance(found, list):
+        raise Unusable(f"'{key}' must be a list, found {found!r}")
+    return [text(mapping(each), inner, needed=False) for each in found]
 
 
 def chosen(entry: Mapping[str, Any]) -> tuple[list[str], str]:

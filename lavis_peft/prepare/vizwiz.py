@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_peft.prepare.benchmark import Benchmark, Extract
-from lavis_peft.prepare.source import Unusable, Wanted, convert, locate, mapping, read_all, text
+from lavis_peft.prepare.source import Unusable, Wanted, convert, locate, mapping, read_all, text, texts
 
 _ANSWERS = 10
 _TEST = (
@@ -54,17 +54,14 @@ def read(source: Path) -> Extract:
 
 def _record(entry: Mapping[str, Any], folder: Path, extract: Extract) -> dict[str, Any]:
     image = text(entry, "image")
-    answers = entry.get("answers")
-    if not isinstance(answers, list):
-        raise Unusable(f"'answers' must be a list, found {answers!r}")
     # Repeats stay: they count in the metric, and each is a target in training.
-    texts = [text({"answer": "", **mapping(answer)}, "answer", needed=False) for answer in answers]
-    kept = [answer for answer in texts if answer.strip()]
+    answers = texts(entry, "answers", "answer")
+    kept = [answer for answer in answers if answer.strip()]
     if not kept:
         raise Unusable(f"no answer among {answers!r}")
-    if len(kept) < len(texts):
+    if len(kept) < len(answers):
         extract.remark(_BLANK, image)
-    elif len(texts) != _ANSWERS:
+    elif len(answers) != _ANSWERS:
         extract.remark(_FEWER, image)
     kind = text(entry, "answer_type", needed=False)
     return {

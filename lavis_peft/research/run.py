@@ -49,6 +49,10 @@ def translate_run(old: Mapping[str, Any], found: Findings) -> dict[str, Any]:
                 found.dropped.append(f"run.{key} ({idle[key]})")
         elif key not in ("runner", "task", "disable_early_stopping"):
             section[key] = value
+    if task == "vizwiz":
+        found.notes.append(
+            "run.task: in scoring its vizwiz asks the bare question; here the prompt is that of training"
+        )
     if task == "vizwiz" and section.pop("prompt", None):
         found.problems.append(
             "run.prompt: was for scoring alone; here datasets.vizwiz_peft.prompt is for training and scoring"

@@ -281,6 +281,9 @@ def test_questions_that_cannot_be_used(
         ("iconqa", "iconqa_data/pid_splits.json", '{"choose_txt_val": 3}', "'choose_txt_val' must list question ids"),
         ("vizwiz", "Annotations/val.json", "{}", "val.json: expected a list, found '{}'"),
         ("vizwiz", "Annotations/val.json", "", "val.json: not JSON"),
+        pytest.param(
+            "vizwiz", "Annotations/val.json", "[" * 1_000_000, "val.json: can't be read (maximum", id="nested"
+        ),
         ("flickr30k", "karpathy/dataset_flickr30k.json", "{}", "'images' must be a list, found 'None'"),
     ],
 )
@@ -373,3 +376,19 @@ def test_an_output_that_is_a_file(official_download: Download) -> None:
     with pytest.raises(ConfigError, match="can't be written to"):
         run("scienceqa", source)
     assert (source.parent / "prepared").read_text() == "in the way"
+
+
+def test_a_folder_in_the_place_of_a_file_is_seen_before_anything_is_written(official_download: Download) -> None:
+    source = official_download("scienceqa")
+    (source.parent / "prepared" / "train.json").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"in the way of its files: the folder train\.json"):
+        run("scienceqa", source)
+    assert [path.name for path in (source.parent / "prepared").iterdir()] == ["train.json"]
+
+
+def test_a_downloads_own_files_are_not_overwritten(official_download: Download) -> None:
+    source = official_download("vizwiz")
+    before = (source / "Annotations" / "train.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"has test\.json, train\.json, val\.json without the dataset\.yaml"):
+        prepare(BENCHMARKS["vizwiz"], source, source / "Annotations")
+    assert (source / "Annotations" / "train.json").read_bytes() == before

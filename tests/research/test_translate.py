@@ -194,8 +194,10 @@ def test_its_datasets_and_tasks(dataset: str, ours: str, task: str, research_con
 
 def test_vizwiz_generates_as_it_did(research_config: Config) -> None:
     config = research_config("blip2_t5_instruct_lora", dataset="vizwiz", run={"num_beams": 5})
-    run = translate(config).config["run"]
+    translation = translate(config)
+    run = translation.config["run"]
     assert (run["num_beams"], run["max_len"], run["min_len"]) == (5, 10, 1)
+    assert any("its vizwiz asks the bare question" in note for note in translation.notes)
     config["run"]["prompt"] = "Question: {}"
     assert problems(config) == [
         "run.prompt: was for scoring alone; here datasets.vizwiz_peft.prompt is for training and scoring"
