@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +271,35 @@ def run_file(
         return path
 
     return make
+
+
+def _neighbour(path: str) -> Any:
+    """A module of the tests by its path; under --import-mode=importlib they can't import one another."""
+    import importlib.util
+
+    place = Path(__file__).parent / path
+    spec = importlib.util.spec_from_file_location(f"_tests_{place.stem}", place)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Any]:
+    """Starts real processes in milliseconds; see `processes.py`."""
+    starter = _neighbour("processes.py").Nursery()
+    yield starter
+    starter.close()
+
+
+@pytest.fixture(scope="session")
+def driver() -> Any:
+    """The module `faults/driver.py`, which kills runs."""
+    return _neighbour("faults/driver.py")
+
+
+@pytest.fixture(scope="session")
+def left_alone(driver: Any, nursery: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What runs come to that nobody interrupts; see `faults/driver.py`."""
+    return driver.LeftAlone(nursery, tmp_path_factory.mktemp)
