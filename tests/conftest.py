@@ -3,7 +3,8 @@
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -273,13 +274,14 @@ def run_file(
     return make
 
 
-def _helper(path: str) -> Any:
-    """A module beside the tests, by its path: the tests are no package."""
-    file = Path(__file__).parent / path
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+def _neighbour(path: str) -> Any:
+    """A module of the tests by its path; under --import-mode=importlib they can't import one another."""
+    place = Path(__file__).parent / path
+    spec = importlib.util.spec_from_file_location(f"_tests_{place.stem}", place)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 
@@ -291,7 +293,7 @@ def official_download(tmp_path: Path) -> Callable[..., Path]:
     ``official_download("scienceqa")`` gives its folder; ``sizes={"train": 12, "val": 4, "test": 4}`` sets how many
     questions a split has.
     """
-    official = _helper("prepare/official.py")
+    official = _neighbour("prepare/official.py")
 
     def make(name: str, sizes: dict[str, int] | None = None) -> Path:
         root = tmp_path / f"{name}_download"
@@ -304,15 +306,35 @@ def official_download(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def research_config() -> Callable[..., dict[str, Any]]:
     """Make a run config in the research code's form; see ``research/old_configs.py``."""
-    return _helper("research/old_configs.py").config
+    return _neighbour("research/old_configs.py").config
 
 
 @pytest.fixture
 def research_run(tmp_path: Path) -> Callable[..., Path]:
     """Write such a config for the tiny model, with a few pictures and their annotations in its form."""
-    old_configs = _helper("research/old_configs.py")
+    old_configs = _neighbour("research/old_configs.py")
 
     def make(arch: str, run: dict[str, Any] | None = None, **changes: Any) -> Path:
         return old_configs.write_run(tmp_path, arch, run, **changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Any]:
+    """Starts real processes in milliseconds; see `processes.py`."""
+    starter = _neighbour("processes.py").Nursery()
+    yield starter
+    starter.close()
+
+
+@pytest.fixture(scope="session")
+def driver() -> Any:
+    """The module `faults/driver.py`, which kills runs."""
+    return _neighbour("faults/driver.py")
+
+
+@pytest.fixture(scope="session")
+def left_alone(driver: Any, nursery: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What runs come to that nobody interrupts; see `faults/driver.py`."""
+    return driver.LeftAlone(nursery, tmp_path_factory.mktemp)

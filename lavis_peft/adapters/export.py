@@ -15,6 +15,7 @@ from peft import inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
+from lavis_peft.adapters.checkpoint import atomic_file, read_checkpoint, save_tensors
 from lavis_peft.adapters.merge import adapted_layers
 from lavis_peft.adapters.methods import config_class
 from lavis_peft.adapters.spec import AdapterSpec, plain
@@ -97,13 +98,11 @@ def write_adapter(content: Exported, folder: Path) -> None:
         content: What `exported` returned.
         folder: Made if need be.
     """
-    from safetensors.torch import save_file
-
     config, tensors = content
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with atomic_file(folder / CONFIG) as file:
+        file.write(json.dumps(config, indent=2).encode() + b"\n")
     named = {_PREFIX + name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(named, folder / WEIGHTS)
 
 
 def put_back(module: nn.Module, folder: Path) -> None:
@@ -113,10 +112,8 @@ def put_back(module: nn.Module, folder: Path) -> None:
         module: The part, with its base weights.
         folder: A folder of `write_adapter`.
     """
-    from safetensors.torch import load_file
-
     options = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config = config_class(options.pop("peft_type"))(**options)
     inject_adapter_in_model(config, module)
-    tensors = load_file(folder / WEIGHTS)
+    tensors = read_checkpoint(folder / WEIGHTS)
     set_peft_model_state_dict(module, {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()})

@@ -11,11 +11,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 
 from lavis_peft.adapters.adalora import RankBudget
-from lavis_peft.adapters.checkpoint import shortened
 from lavis_peft.adapters.methods import NARROWING, option_defaults, put_in
 from lavis_peft.adapters.spec import AdapterSpec, AdaptersSpec, peft_config
 from lavis_peft.adapters.sublayers import layer_of, resolve, word_of
 from lavis_peft.adapters.triplets import Slot
+from lavis_peft.checks import shortened
 from lavis_peft.errors import ConfigError
 
 _HALF = (torch.float16, torch.bfloat16)

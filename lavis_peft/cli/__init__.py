@@ -63,14 +63,19 @@ class LazyGroup(click.Group):
             code = super().main(*args, **{**extra, "standalone_mode": False})
             sys.exit(code if isinstance(code, int) else 0)
         except UserError as error:
-            click.echo(f"Error: {error}", err=True)
-            sys.exit(2)
+            _end_with(error, error.exit_code, f"{error.heading}: {error}")
         except click.ClickException as error:
             error.show()
             sys.exit(2)
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("Interrupted.", err=True)
-            sys.exit(130)
+        except (KeyboardInterrupt, click.Abort) as interrupt:
+            _end_with(interrupt, 130, "Interrupted.")
+
+
+def _end_with(error: BaseException, code: int, text: str) -> None:
+    from lavis_peft.runners import peers
+
+    peers.end_with(error, code, lambda: click.echo(text, err=True))
+    sys.exit(code)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

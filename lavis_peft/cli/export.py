@@ -78,8 +78,7 @@ def export(cfg_path: str, options: list[str], checkpoint: str, output: Path, pru
 
 
 def _write(model: Any, folder: Path, prune: bool) -> dict[str, dict[str, int]]:
-    from safetensors.torch import save_file
-
+    from lavis_peft.adapters.checkpoint import save_tensors
     from lavis_peft.adapters.export import exported, write_adapter
     from lavis_peft.adapters.merge import besides_adapters
 
@@ -97,21 +96,21 @@ def _write(model: Any, folder: Path, prune: bool) -> dict[str, dict[str, int]]:
         }
     rest = {name: tensor.detach().cpu().contiguous() for name, tensor in besides_adapters(model).items()}
     if rest:
-        save_file(rest, folder / TRAINED, metadata={"format": "pt"})
+        save_tensors(rest, folder / TRAINED)
     return parts
 
 
 def _rebuilt(model: Any, section: dict[str, Any], parts: list[str], folder: Path) -> Any:
     """A fresh base model with the written files in it."""
-    from safetensors.torch import load_file
     from torch import nn
 
+    from lavis_peft.adapters.checkpoint import read_checkpoint
     from lavis_peft.adapters.export import put_back
 
     dropped = ("adapters", "finetuned", "load_finetuned")
     plain = type(model).from_config({key: value for key, value in section.items() if key not in dropped})
     if (folder / TRAINED).is_file():
-        nn.Module.load_state_dict(plain, load_file(folder / TRAINED), strict=False)
+        nn.Module.load_state_dict(plain, read_checkpoint(folder / TRAINED), strict=False)
     for part in parts:
         put_back(plain.adapter_parts()[part], folder / part)
     return plain.eval()

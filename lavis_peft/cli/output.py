@@ -41,10 +41,16 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
     Args:
         output: What `check_folder` returned.
+
+    Raises:
+        WriteError: There is no room for it, or it can't be written otherwise.
     """
+    from lavis_peft.adapters.files import writing
+
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        yield partial
+        with writing(output):
+            yield partial
         partial.chmod(0o755)  # mkdtemp's folders are the owner's alone
         if output.exists():
             output.rmdir()

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from lavis_peft.datasets.images import ImageFiles
+from lavis_peft.datasets.bad_samples import BadSample
+from lavis_peft.datasets.images import ImageFiles, UnreadableImage
 from lavis_peft.datasets.records import Record
 from lavis_peft.datasets.template import Template, letter, options
 from lavis_peft.errors import DataError
@@ -32,6 +33,9 @@ class InstructDataset(Dataset):
         option_separator: What stands between the options of a prompt.
         every_answer: In training, `collater` repeats a question for each of its answers; else one is drawn an epoch.
     """
+
+    #: Whether a picture that can't be read gives a `BadSample`; only in training, since a metric counts every question.
+    gives_bad_samples = False
 
     def __init__(
         self,
@@ -74,14 +78,19 @@ class InstructDataset(Dataset):
         """The ids of all questions, in order."""
         return [record.question_id for record in self.records]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any] | BadSample:
         """One sample.
 
         Raises:
-            UnreadableImage: The picture can't be decoded.
+            UnreadableImage: The picture is gone or can't be decoded, and `gives_bad_samples` is off.
         """
         record = self.records[index]
-        picture = self._images.read(record.image, record.where)
+        try:
+            picture = self._images.read(record.image, record.where)
+        except UnreadableImage as error:
+            if self._train and self.gives_bad_samples:
+                return BadSample(str(error))
+            raise
         prompt = self._prompt.render(_prompt_values(record, self._option_separator))
         sample = {
             "image": self._tensor(picture, index),
@@ -104,7 +113,7 @@ class InstructDataset(Dataset):
     def _tensor(self, picture: Any, index: int) -> torch.Tensor:
         if not self._train or getattr(self._vis_processor, "deterministic", False):
             return self._vis_processor(picture)
-        with _drawing_from(f"image-{self._seed}-{self._epoch}-{index}"):
+        with drawing_from(f"image-{self._seed}-{self._epoch}-{index}"):
             return self._vis_processor(picture)
 
     def _draw_answer(self, record: Record, index: int) -> str:
@@ -148,7 +157,7 @@ def _prompt_values(record: Record, option_separator: str) -> dict[str, str]:
 
 
 @contextmanager
-def _drawing_from(name: str) -> Iterator[None]:
+def drawing_from(name: str) -> Iterator[None]:
     """Seed the generators that image processors draw from, and put them back afterwards.
 
     torch.manual_seed would do more than is wanted: it seeds the GPUs too, and so dropout.

@@ -83,10 +83,8 @@ def read_annotations(path: Path) -> list[tuple[str, Any]]:
 def _json_list(path: Path, text: str) -> list[tuple[str, Any]]:
     try:
         entries = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from None
-    except (RecursionError, ValueError) as error:  # nested without end, or a number of thousands of digits
-        raise DataError(f"{path}: can't be read: {first_line(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {_place(error)}") from None
     return [(f"record {number}", entry) for number, entry in enumerate(entries, start=1)]
 
 
@@ -97,8 +95,13 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             continue
         try:
             yield f"line {number}", json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             kind = "neither a JSON list nor one record a line" if number == 1 else "not JSON"
-            raise DataError(f"{path}: {kind}: line {number}, column {error.colno}: {error.msg}") from None
-        except (RecursionError, ValueError) as error:
-            raise DataError(f"{path}: line {number} can't be read: {first_line(error)}") from None
+            raise DataError(f"{path}: {kind}: {_place(error, number)}") from None
+
+
+def _place(error: Exception, line: int | None = None) -> str:
+    """Where JSON ends; numbers of thousands of digits and endless nesting have errors of their own, without a place."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {line or error.lineno}, column {error.colno}: {error.msg}"
+    return f"line {line}: {first_line(error)}" if line else first_line(error)

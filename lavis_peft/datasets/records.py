@@ -80,7 +80,15 @@ class _RecordReader:
             return ""
         if needed and not value.strip():
             self._add(f"'{key}' is blank")
+        self._check_text(key, value)
         return value
+
+    def _check_text(self, key: str, value: str) -> None:
+        # JSON's \ud800 is half of a character, which no file or terminal takes; better said here than at the run's end.
+        if not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
+            self._add(f"'{key}' has half a character (a lone surrogate) in it: {value!r}")
+        if "\0" in value:
+            self._add(f"'{key}' has a zero byte in it: {value!r}")
 
     def texts(self, key: str) -> tuple[str, ...]:
         value = self._raw.get(key)
@@ -89,6 +97,8 @@ class _RecordReader:
         if not isinstance(value, list) or not all(isinstance(entry, str) and entry.strip() for entry in value):
             self._add(f"'{key}' must be a list of texts, found {value!r}")
             return ()
+        for entry in value:
+            self._check_text(key, entry)
         return tuple(value)
 
     def groups(self) -> dict[str, tuple[str, ...]]:
@@ -118,6 +128,8 @@ class _RecordReader:
             return default
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             self._add(f"'question_id' must be a text or a whole number, found {value!r}")
+            return default
+        self._check_text("question_id", str(value))
         return str(value)
 
     def typos(self) -> None:

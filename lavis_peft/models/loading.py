@@ -75,3 +75,11 @@ class Checkpointed(Blip2Base):
             return self.load_state_dict(state)
         except CheckpointError as error:
             raise CheckpointError(f"{url_or_filename}: {error}") from error
+
+    def load_from_pretrained(self, url_or_filename: str, **_: Any) -> None:
+        """Load base weights, as `load_base_weights`; LAVIS's own reads the file itself and passes over missing keys.
+
+        Raises:
+            CheckpointError: They can't be read, or don't fit.
+        """
+        load_base_weights(self, url_or_filename)

@@ -11,8 +11,10 @@ from torch.optim import Optimizer
 from lavis_peft import __version__
 from lavis_peft.adapters.checkpoint import EXTRA_STATE, check_keys, check_shapes, model_state, read_checkpoint
 from lavis_peft.adapters.identity import HEADER, differences, header
+from lavis_peft.checks import first_line
 from lavis_peft.errors import CheckpointError
 from lavis_peft.research import checkpoint as research
+from lavis_peft.runners.content import content_problems, missing_entries, optimizer_problems
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,13 @@ def load_trained(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -
     state, own = model_state(checkpoint, source), model.state_dict()
     check_keys(trained_state(model), own, state, source)
     check_shapes(state, own, source)
-    # Past a model's own load_state_dict: the two lines above are that check, for any model.
-    nn.Module.load_state_dict(model, state, strict=False)
+    try:
+        # Past a model's own load_state_dict: the two lines above are that check, for any model.
+        nn.Module.load_state_dict(model, state, strict=False)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    except Exception as error:  # a module's own extra state is read by that module, which may expect anything
+        raise CheckpointError(f"{source} doesn't fit this model: {first_line(error)}") from error
 
 
 def read_run_checkpoint(path: str) -> dict[str, Any]:
@@ -98,10 +105,10 @@ def read_run_checkpoint(path: str) -> dict[str, Any]:
         path: A file or a URL.
 
     Raises:
-        CheckpointError: It can't be read, or holds weights only.
+        CheckpointError: It can't be read, holds weights only, or has entries that no run writes.
     """
     checkpoint = read_checkpoint(path)
-    missing = [key for key in ("model", "optimizer", "epoch") if key not in checkpoint]
+    missing = missing_entries(checkpoint)
     why = f"it has no {', '.join(missing)}" if missing else ""
     if not missing and research.is_research(model_state(checkpoint, path)):
         why = "it is the research code's, which doesn't record how far validation had come"
@@ -110,6 +117,8 @@ def read_run_checkpoint(path: str) -> dict[str, Any]:
             f"{path}: can't be resumed from, since {why}; to start from its weights, set "
             "model.load_finetuned=true and model.finetuned to it"
         )
+    if problems := content_problems(checkpoint):
+        raise CheckpointError(f"{path}: not as a run writes it: {'; '.join(problems)}")
     return checkpoint
 
 
@@ -130,9 +139,12 @@ def load_optimizer(optimizer: Optimizer, scaler: Any, checkpoint: Mapping[str, A
     Raises:
         CheckpointError: The optimizer's state is of other parameters.
     """
+    of_another = f"{source}: its optimizer state is of another model"
+    if problems := optimizer_problems(optimizer, checkpoint["optimizer"]):
+        raise CheckpointError(f"{of_another}: {'; '.join(problems)}")
     try:
         optimizer.load_state_dict(checkpoint["optimizer"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{source}: its optimizer state is of another model: {error}") from error
-    if scaler is not None and checkpoint.get("scaler"):
-        scaler.load_state_dict(checkpoint["scaler"])
+        if scaler is not None and checkpoint.get("scaler"):
+            scaler.load_state_dict(checkpoint["scaler"])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{of_another}: {first_line(error)}") from error

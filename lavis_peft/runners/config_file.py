@@ -1,10 +1,12 @@
 """A run's YAML and its `--options`, read and checked without importing LAVIS."""
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -14,6 +16,8 @@ from lavis_peft.errors import ConfigError
 from lavis_peft.research import adopted
 
 SECTIONS = ("model", "datasets", "run")
+#: Values in a run config, aliases written out; the largest real ones have a few hundred.
+_MOST = 100_000
 
 
 def read_run_file(
@@ -58,7 +62,7 @@ def with_options(config: DictConfig, options: Sequence[str], where: str) -> tupl
         problems += _dataset_problem(pair, known)
     try:
         merged = OmegaConf.merge(config, OmegaConf.from_dotlist(pairs))
-        OmegaConf.to_container(merged, resolve=True)
+        OmegaConf.resolve(merged)  # each section is looked at by itself later
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
         problems.append(f"the values don't fit together: {_first_line(error)}")
     if problems:
@@ -123,16 +127,37 @@ def load_yaml(cfg_path: str | os.PathLike[str]) -> DictConfig:
     if path.is_dir():
         raise ConfigError(f"{shown}: is a directory; give the YAML file of a run")
     try:
-        config = OmegaConf.load(path)
+        text = path.read_text(encoding="utf-8")
+        if not _is_finite(text):
+            raise ConfigError(f"{shown}: too large: its aliases (*name) repeat one another more than {_MOST:,} times")
+        config = OmegaConf.load(io.StringIO(text))
     except FileNotFoundError:
         raise ConfigError(f"{shown}: no such file") from None
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except RecursionError:
+        raise ConfigError(f"{shown}: its sections are nested too deeply") from None
+    except (YAMLError, ValueError, TypeError, OmegaConfBaseException) as error:
         raise ConfigError(f"{shown}: isn't YAML: {_yaml_place(error)}") from None
     except OSError as error:
         raise ConfigError(f"{shown}: can't be read: {error.strerror or error}") from None
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{shown}: isn't a run config; it must be a mapping with the sections {listing(SECTIONS)}")
     return config
+
+
+def _is_finite(text: str) -> bool:
+    """Whether a YAML is of a bounded size once its aliases are written out, which OmegaConf does."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = _MOST  # within itself, a node has no end
+            inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+            pairs = [each for item in inner for each in (item if isinstance(item, tuple) else (item,))]
+            sizes[id(node)] = min(1 + sum(map(size, pairs)), _MOST)
+        return sizes[id(node)]
+
+    return root is None or size(root) < _MOST
 
 
 def _yaml_place(error: Exception) -> str:
@@ -150,6 +175,12 @@ def section_problems(config: DictConfig) -> list[str]:
     for name in SECTIONS:
         if name not in config:
             problems.append(f"{name}: missing section")
-        elif not isinstance(config[name], DictConfig) or not len(config[name]):
-            problems.append(f"{name}: must be a mapping, found {config[name]!r}")
+            continue
+        try:
+            section = config[name]
+        except OmegaConfBaseException as error:
+            problems.append(f"{name}: {_first_line(error)}")
+            continue
+        if not isinstance(section, DictConfig) or not len(section):
+            problems.append(f"{name}: must be a mapping, found {section!r}")
     return problems
