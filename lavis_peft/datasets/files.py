@@ -84,7 +84,7 @@ def _json_list(path: Path, text: str) -> list[tuple[str, Any]]:
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON: {_place(error)}") from None
+        raise DataError(f"{path}: {_fault(error, 'not JSON')}") from None
     return [(f"record {number}", entry) for number, entry in enumerate(entries, start=1)]
 
 
@@ -97,11 +97,11 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             yield f"line {number}", json.loads(line)
         except (ValueError, RecursionError) as error:
             kind = "neither a JSON list nor one record a line" if number == 1 else "not JSON"
-            raise DataError(f"{path}: {kind}: {_place(error, number)}") from None
+            raise DataError(f"{path}: {_fault(error, kind, number)}") from None
 
 
-def _place(error: Exception, line: int | None = None) -> str:
-    """Where JSON ends; numbers of thousands of digits and endless nesting have errors of their own, without a place."""
+def _fault(error: Exception, kind: str, line: int | None = None) -> str:
+    """What is wrong with JSON; numbers of thousands of digits and endless nesting have errors without a place."""
     if isinstance(error, json.JSONDecodeError):
-        return f"line {line or error.lineno}, column {error.colno}: {error.msg}"
-    return f"line {line}: {first_line(error)}" if line else first_line(error)
+        return f"{kind}: line {line or error.lineno}, column {error.colno}: {error.msg}"
+    return f"{f'line {line} ' if line else ''}can't be read: {first_line(error)}"
