@@ -19,36 +19,17 @@ from lavis_peft.experiments.settings import (
     settings,
 )
 from lavis_peft.paths import plugin_configs_dir
+from lavis_peft.runners.comparison import NEUTRAL
 
 _BESIDES = ("query_tokens", "projection", "ln_vision")
-#: Keys of `run` that decide where and how fast a run goes, not what comes out; the batch is compared as a whole.
-_NEUTRAL_RUN = frozenset(
-    [
-        "accum_grad_iters",
-        "batch_size_eval",
-        "batch_size_train",
-        "device",
-        "dist_backend",
-        "dist_url",
-        "distributed",
-        "evaluate",
-        "gpu",
-        "keep_checkpoints",
-        "log_freq",
-        "num_workers",
-        "on_full_disk",
-        "output_dir",
-        "rank",
-        "resume_ckpt_path",
-        "save_every_steps",
-        "save_freq",
-        "save_last",
-        "seed",
-        "tensorboard",
-        "use_dist_eval_sampler",
-        "world_size",
-    ]
-)
+#: Besides what makes no difference to a resumed run: the batch is compared as a whole, and seeds are averaged over.
+_NEUTRAL_RUN = NEUTRAL | {
+    "accum_grad_iters",
+    "batch_size_eval",
+    "batch_size_train",
+    "seed",
+    "use_dist_eval_sampler",
+}
 _NEUTRAL_DATA = ("build_info", "cache_images", "data_type", "type")
 #: Keys whose value is a place; the same file may lie elsewhere.
 _PLACES = ("model.pretrained", "model.t5_model", "model.llm_model", "model.llm_tokenizer", "model.qformer_tokenizer")

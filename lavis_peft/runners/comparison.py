@@ -11,7 +11,7 @@ from lavis_peft.runners.foreign_keys import PROCESS_KEYS
 from lavis_peft.runners.spec import IterRunSpec, RunSpec
 
 #: Keys of the run section that say where and how a run happens, and not what comes of it.
-_NEUTRAL = frozenset(
+NEUTRAL = frozenset(
     [
         "allow_config_change",
         "device",
@@ -101,8 +101,8 @@ def _shown(value: Any) -> str:
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    run = {key: _read(key, value) for key, value in (config.get("run") or {}).items() if key not in _NEUTRAL}
-    defaults = {field.name: field.default for field in fields(_kind(config)) if field.name not in {*_NEUTRAL, *run}}
+    run = {key: _read(key, value) for key, value in (config.get("run") or {}).items() if key not in NEUTRAL}
+    defaults = {field.name: field.default for field in fields(_kind(config)) if field.name not in {*NEUTRAL, *run}}
     found = {**_leaves({**config, "run": {}}, ""), **_leaves({**defaults, **run}, "run.")}
     return {key: value for key, value in found.items() if value is not None}
 
