@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from click.testing import CliRunner
 
@@ -150,3 +151,5 @@ def test_train_and_evaluate(official_download: Download, tmp_path: Path) -> None
         assert answer["evaluated"] == answer["trained"], name
         assert answer["trained"]["total"] == 3, name
         assert TASKS[name][1] <= set(answer["trained"]), name
+    if not captions:
+        pytest.skip("all but flickr30k passed; it needs pycocoevalcap")

@@ -42,6 +42,8 @@ def test_what_changes_nothing(finished: Finished) -> None:
     assert only(finished("28", "scienceqa", 1, options=options)).changes == ()
     many = {"distributed": True, "world_size": 4, "batch_size_train": 4, "gpu": 0, "rank": 0, "dist_backend": "nccl"}
     assert only(finished("28", "scienceqa", 1, **many)).changes == ()
+    # A config may ask for several processes and be started as one.
+    assert only(finished("28", "scienceqa", 1, distributed=False, world_size=4)).changes == ()
 
 
 @pytest.mark.parametrize(

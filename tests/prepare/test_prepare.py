@@ -72,6 +72,14 @@ def test_scienceqa_records(official_download: Download) -> None:
     assert records["train"][2]["groups"] == {"subject": "social science", "modality": ["image"], "grade": "7-12"}
 
 
+@pytest.mark.parametrize(("grade", "group"), [("grade1", "1-6"), ("grade6", "1-6"), ("grade7", "7-12")])
+def test_scienceqa_grades_are_in_two_groups(grade: str, group: str, official_download: Download) -> None:
+    source = official_download("scienceqa")
+    _problem(grade=grade)(source)
+    _, records = run("scienceqa", source)
+    assert records["train"][0]["groups"]["grade"] == group
+
+
 def test_scienceqa_with_its_image_folders_at_the_top(official_download: Download) -> None:
     source = official_download("scienceqa")
     for split in SPLITS:
