@@ -26,6 +26,9 @@ TIMEOUT = datetime.timedelta(hours=2)
 #: Longest wait for all processes to come, from machines that start at their own pace.
 JOINING = datetime.timedelta(minutes=10)
 
+#: Process groups that this process has left.
+_ended: list[Any] = []
+
 
 def is_active() -> bool:
     """Whether this process belongs to a process group."""
@@ -57,6 +60,9 @@ def shutdown() -> None:
     """Leave the process group, if there is one, at an end that all processes have come to."""
     peers.leave()
     if is_active():
+        # Else a wrapped model is the last to hold the group, and torch ends the group's threads while it has Python's
+        # lock, for which one of them may be waiting to let go of the last tensor: the process would never end.
+        _ended.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
