@@ -27,9 +27,10 @@ class BadSteps:
         self._most = most
         self._trained = [each for each in model.parameters() if each.requires_grad]
         self.in_a_row = 0
-        self._clear()
+        self.clear()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Forget what was seen since the last step; iterations that an epoch leaves over belong to none."""
         self._ids: list[str] = []
         self._bad_loss: tuple[float, list[str], Callable[[nn.Module], Any]] | None = None
 
@@ -69,11 +70,11 @@ class BadSteps:
         """
         if not bad:
             self.in_a_row = 0
-            self._clear()
+            self.clear()
             return
         self.in_a_row += 1
         finding = self._finding(elsewhere)
-        self._clear()
+        self.clear()
         _log.warning(
             "Epoch %d, iteration %d: %s. The step is left out (%d in a row, run.max_bad_steps is %d)",
             epoch,

@@ -70,13 +70,16 @@ def identity(model: nn.Module) -> dict[str, Any]:
     return {HEADER: header(__version__, model.arch, model.model_type or "", model.adapters)}
 
 
-def load_trained(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> None:
-    """Put a checkpoint's weights into a model: everything that trains must be there, and nothing foreign.
+def check_trained(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """See whether a checkpoint's weights are this model's: everything that trains is there, and nothing foreign.
 
     Args:
         model: The model, not wrapped for distribution.
         checkpoint: What was read from the file; the research code's is taken too.
         source: The checkpoint's name, for messages.
+
+    Returns:
+        The weights.
 
     Raises:
         CheckpointError: It is of another model; names the settings or the keys that differ.
@@ -89,8 +92,23 @@ def load_trained(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -
     state, own = model_state(checkpoint, source), model.state_dict()
     check_keys(trained_state(model), own, state, source)
     check_shapes(state, own, source)
+    return state
+
+
+def load_trained(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> None:
+    """Put a checkpoint's weights into a model, once they are found to be its own.
+
+    Args:
+        model: The model, not wrapped for distribution.
+        checkpoint: What was read from the file.
+        source: The checkpoint's name, for messages.
+
+    Raises:
+        CheckpointError: As `check_trained`.
+    """
+    state = check_trained(model, checkpoint, source)
     try:
-        # Past a model's own load_state_dict: the two lines above are that check, for any model.
+        # Past a model's own load_state_dict: it has been checked, for any model.
         nn.Module.load_state_dict(model, state, strict=False)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error

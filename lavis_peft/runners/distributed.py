@@ -26,7 +26,8 @@ TIMEOUT = datetime.timedelta(hours=2)
 #: Longest wait for all processes to come, from machines that start at their own pace.
 JOINING = datetime.timedelta(minutes=10)
 
-_left: list[Any] = []
+#: Process groups that this process has left.
+_ended: list[Any] = []
 
 
 def is_active() -> bool:
@@ -59,9 +60,9 @@ def shutdown() -> None:
     """Leave the process group, if there is one, at an end that all processes have come to."""
     peers.leave()
     if is_active():
-        # Kept to the process's end. With the last reference gone, which a wrapped model holds, gloo waits for its own
-        # thread; where that thread is just letting go of a broadcast's tensors, it waits for Python's lock: forever.
-        _left.append(dist.group.WORLD)
+        # Else a wrapped model is the last to hold the group, and torch ends the group's threads while it has Python's
+        # lock, for which one of them may be waiting to let go of the last tensor: the process would never end.
+        _ended.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 

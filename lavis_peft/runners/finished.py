@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_peft.adapters.files import atomic_file
+from lavis_peft.checks import first_line
 from lavis_peft.runners import comparison
 from lavis_peft.runners.folders import FINISHED
 from lavis_peft.runners.logs import plain
@@ -37,11 +38,12 @@ def finished_metrics(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] 
     path = folder / FINISHED
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        metrics, before = found["metrics"], found["config"]
+        metrics, before = dict(found["metrics"]), dict(found["config"])
+        differing = comparison.config_differences(before, plain(config))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        _log.warning("%s can't be read (%s); the run is taken up from its newest checkpoint", path, error)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        why = f"{type(error).__name__}: {first_line(error)}"
+        _log.warning("%s isn't as a run writes it (%s); the run is taken up from its newest checkpoint", path, why)
         return None
-    same = not comparison.config_differences(before, plain(config))
-    return metrics if same and set(metrics) == set(config["run"].get("test_splits") or ()) else None
+    return metrics if not differing and set(metrics) == set(config["run"].get("test_splits") or ()) else None

@@ -4,7 +4,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ _ORDINARY = re.compile(r"checkpoint_(\d+)(?:_(\d+))?\.pth")
 
 #: Epoch, and iterations of it that are done; a whole epoch has infinitely many.
 Moment = tuple[int, float]
+#: Looks at a checkpoint's content, given its name too.
+Check = Callable[[dict[str, Any], str], object]
 
 
 def moment(epoch: int, iteration: int = 0) -> Moment:
@@ -148,19 +150,29 @@ class CheckpointFolder:
         epoch, iteration = at
         return self._save_freq > 0 and math.isinf(iteration) and epoch % self._save_freq == 0
 
-    def adopt_best(self, resumed_from: str, progress: Progress) -> bool:
+    def adopt_best(self, resumed_from: str, progress: Progress, check: Check | None = None) -> bool:
         """Bring the best checkpoint of a resumed run into this one's folder.
 
         Args:
             resumed_from: The checkpoint that the run resumes from; the best one lies beside it.
             progress: What that checkpoint says of the best epoch.
+            check: Called with the best checkpoint's content and name; stops at that of another model, which would
+                else be found out at the run's end.
 
         Returns:
             Whether this folder now holds the weights that `progress` speaks of.
+
+        Raises:
+            CheckpointError: The best checkpoint can't be read, or what `check` raises.
         """
         beside = Path(resumed_from).expanduser().parent / BEST
-        if not beside.is_file() or read_checkpoint(beside).get("epoch") != progress.best_epoch:
-            return False  # gone, or a later best of the run that was left off, whose metric we don't know
+        if not beside.is_file():
+            return False
+        found = read_checkpoint(beside)
+        if found.get("epoch") != progress.best_epoch:
+            return False  # a later best of the run that was left off, whose metric we don't know
+        if check is not None:
+            check(found, str(beside))
         if beside.absolute() != self.best:
             with beside.open("rb") as source, atomic_file(self.best) as target:
                 shutil.copyfileobj(source, target)

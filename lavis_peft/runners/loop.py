@@ -76,7 +76,7 @@ class TrainingLoop:
         self._left_out = left_out
         self._device = next(model.parameters()).device
         self._bad_samples = BadSamples()
-        self.bad_steps = bad_steps
+        self._bad_steps = bad_steps
         self._has_gradient = False
         self._bar: Any = None
 
@@ -101,6 +101,7 @@ class TrainingLoop:
         self._model.train()
         # What an incomplete accumulation left behind isn't part of this epoch's first step.
         self._forget()
+        self._bad_steps.clear()
         self._loader.set_epoch(epoch, self._spec.seed, first)
         started = time.monotonic() - sums.seconds
         with progress_bar(total, f"epoch {epoch}", first) as self._bar:
@@ -141,7 +142,7 @@ class TrainingLoop:
         self._has_gradient = True
         losses = {key: float(torch.as_tensor(value).detach()) for key, value in found.items()}  # waits for the GPU
         sums.add(losses)
-        self.bad_steps.see(losses["loss"], samples, forward)
+        self._bad_steps.see(losses["loss"], samples, forward)
         self._show(epoch, iteration, losses)
 
     @property
@@ -176,14 +177,14 @@ class TrainingLoop:
 
     def _end_step(self, epoch: int, done: int, sums: EpochSums) -> None:
         """The optimizer's step, or its leaving out; then what the run does between two steps."""
-        own_loss = self.bad_steps.saw_bad_loss
+        own_loss = self._bad_steps.saw_bad_loss
         a_loss, bad, stop = distributed.any_of(int(own_loss), int(self._is_bad()), self._signals.received)
         if self._has_gradient and not bad:
             self._step()
         else:
             self._left_out()
         sums.bad_steps += bad
-        self.bad_steps.end_step(bool(bad), epoch, done, elsewhere=bool(a_loss) and not own_loss)
+        self._bad_steps.end_step(bool(bad), epoch, done, elsewhere=bool(a_loss) and not own_loss)
         self._forget()
         total, accumulated, every = len(self._loader), self._spec.accum_grad_iters, self._spec.save_every_steps
         if done == total:
@@ -195,12 +196,12 @@ class TrainingLoop:
             raise Stopped(stop)
 
     def _is_bad(self) -> bool:
-        if self.bad_steps.saw_bad_loss:
+        if self._bad_steps.saw_bad_loss:
             return True
         # Until its scale has come down to 1, a scaler means gradients to overflow, and leaves out such steps itself.
         if self._scaler is not None and self._scaler.get_scale() > 1:
             return False
-        return not self.bad_steps.gradients_are_finite()
+        return not self._bad_steps.gradients_are_finite()
 
     def _step(self) -> None:
         if self._scaler is None:

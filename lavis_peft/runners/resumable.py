@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,10 @@ class ResumableRunner(BaseRunnerPeft):
         self._bad_steps.in_a_row = saved.get("bad_in_a_row", 0)
         self.progress = checkpoints.restored_progress(saved)
 
+    def _load_checkpoint(self, url_or_filename: str) -> None:
+        # LAVIS's own reads the file with a torch.load of its own, and restores half of what is in it.
+        self._restore(checkpoints.read_run_checkpoint(url_or_filename), url_or_filename)
+
     def _compare(self, saved: Mapping[str, Any], source: str) -> None:
         """Stop where the run would go on with something else than it began with."""
         if "world_size" not in saved:
@@ -180,7 +185,8 @@ class ResumableRunner(BaseRunnerPeft):
 
     def _best_is_here(self, saved: dict[str, Any], source: str) -> bool:
         try:
-            if self.files.adopt_best(source, self.progress):
+            check = partial(checkpoints.check_trained, self.plain_model)
+            if self.files.adopt_best(source, self.progress, check):
                 return True
             # A newer one that the run comes to again, after its newest checkpoint was found damaged.
             newer = self.continues and self.files.best.is_file()

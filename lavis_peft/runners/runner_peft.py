@@ -129,6 +129,11 @@ class RunnerPeft(ScoringRunner):
         if problems:
             raise ConfigError(problems)
         check_splits({"train_splits": self.spec.train_splits}, self.datasets)
+        if not self.optimizer_steps:
+            raise ConfigError(
+                f"run.accum_grad_iters: a step takes {self.spec.accum_grad_iters} iterations and an epoch has "
+                f"{len(self.train_loader)}, so nothing would be trained"
+            )
         if self.spec.amp and not self.cuda_enabled:
             _log.warning("run.amp: mixed precision needs a GPU; training in full precision")
 

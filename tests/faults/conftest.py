@@ -1,6 +1,9 @@
 """A real run on the tiny model, made once, and its files."""
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +61,36 @@ def write_run(folder: Path, **run: Any) -> Path:
     return path
 
 
+@contextmanager
+def _lavis_put_back() -> Iterator[None]:
+    """LAVIS as it was before a command ran in this process, which puts some of its own names in LAVIS's place."""
+    import lavis_peft
+
+    lavis_peft.register()
+    import lavis.runners
+    from lavis.common import config, dist_utils, logger
+
+    places = [
+        (dist_utils, "init_distributed_mode"),
+        (logger.SmoothedValue, "synchronize_between_processes"),
+        (config, "Config"),
+        (lavis.runners, "RunnerBase"),
+        (lavis.runners.runner_base, "RunnerBase"),
+        (sys, "excepthook"),
+    ]
+    before = [getattr(owner, name) for owner, name in places]
+    yield
+    for (owner, name), value in zip(places, before, strict=True):
+        setattr(owner, name, value)
+
+
+@pytest.fixture
+def lavis_put_back() -> Iterator[None]:
+    """For tests that run commands in their own process."""
+    with _lavis_put_back():
+        yield
+
+
 @dataclass(frozen=True)
 class TrainedRun:
     """A run that is done.
@@ -85,9 +118,10 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
 
     folder = tmp_path_factory.mktemp("trained")
     config = write_run(folder)
-    runner = build_runner(str(config), [], True)
-    runner.train()
-    checkpoint = Path(runner.output_dir) / "checkpoint_1.pth"
-    export(str(config), [], str(checkpoint), folder / "exported")
+    with _lavis_put_back():
+        runner = build_runner(str(config), [], True)
+        runner.train()
+        checkpoint = Path(runner.output_dir) / "checkpoint_1.pth"
+        export(str(config), [], str(checkpoint), folder / "exported")
     adapter = folder / "exported" / "qformer" / "adapter_model.safetensors"
     return TrainedRun(config, runner, checkpoint, adapter, folder / "exported" / "trained.safetensors")

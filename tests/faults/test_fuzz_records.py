@@ -24,6 +24,8 @@ from omegaconf import OmegaConf  # noqa: E402
 
 from lavis_peft.datasets.builders import InstructJsonBuilder  # noqa: E402  after the plugin made LAVIS importable
 from lavis_peft.paths import plugin_configs_dir  # noqa: E402
+from lavis_peft.runners.finished import finished_metrics  # noqa: E402
+from lavis_peft.runners.folders import FINISHED  # noqa: E402
 from lavis_peft.tasks.results import write_json  # noqa: E402
 
 settings.register_profile(
@@ -195,3 +197,21 @@ def test_rank_histories(content: Any, tmp_path: Path) -> None:
     if not refusal:
         assert found == json.loads(json.dumps(content)) or "NaN" in json.dumps(content)
         assert run_text(run_report(found))
+
+
+CONFIG = {"model": {"arch": "a"}, "datasets": {"b": {}}, "run": {"test_splits": ["test"], "runner": "runner_peft"}}
+
+
+@st.composite
+def marks(draw: Callable[[Any], Any]) -> Any:
+    """The mark of a finished run, with changes."""
+    return changed(draw, {"metrics": {"test": {"accuracy": 50.0}}, "config": CONFIG})
+
+
+@settings(FAULTS, max_examples=150)
+@given(content=marks())
+def test_marks_of_a_finished_run(content: Any, tmp_path: Path) -> None:
+    (tmp_path / FINISHED).write_text(json.dumps(content))
+    found, refusal = outcome(lambda: finished_metrics(tmp_path, CONFIG))
+    assert not refusal
+    assert found is None or json.dumps(found) == json.dumps(content["metrics"])

@@ -12,6 +12,9 @@ import torch
 import yaml
 
 from lavis_peft.cli import main
+from lavis_peft.errors import CheckpointError
+
+pytestmark = pytest.mark.usefixtures("lavis_put_back")
 
 Place = Callable[[Path, Any, Path], list[object]]
 
@@ -188,6 +191,34 @@ def test_a_best_checkpoint_beside_the_one_resumed_from_is_looked_at_as_data(
         main(["train", "--cfg-path", str(trained_run.config), "--resume", str(tmp_path / "checkpoint_1.pth")])
     assert not (tmp_path / "proof").exists()
     assert ended.value.code == 2, capsys.readouterr().err[-2000:]
+
+
+def _reload_best(runner: Any, evil: Path) -> None:
+    shutil.copy(evil, runner.files.best)
+    runner._reload_best_model(runner.plain_model)
+
+
+# What LAVIS's own code would call, some of it reading with a torch.load of its own.
+CALLS: dict[str, Callable[[Any, Path], Any]] = {
+    "load_checkpoint": lambda runner, evil: runner.plain_model.load_checkpoint(str(evil)),
+    "load_from_pretrained": lambda runner, evil: runner.plain_model.load_from_pretrained(url_or_filename=str(evil)),
+    "_load_checkpoint": lambda runner, evil: runner._load_checkpoint(str(evil)),
+    "_reload_best_model": _reload_best,
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_lavis_own_ways_in_are_covered(call: str, kind: str, trained_run: Any, tmp_path: Path) -> None:
+    best = trained_run.runner.files.best
+    before = best.read_bytes()
+    KINDS[kind](Payload(tmp_path / "proof"), tmp_path / "evil.pth")
+    try:
+        with pytest.raises(CheckpointError, match=r"\.pth: "):
+            CALLS[call](trained_run.runner, tmp_path / "evil.pth")
+    finally:
+        best.write_bytes(before)
+    assert not (tmp_path / "proof").exists()
 
 
 def test_a_config_that_names_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

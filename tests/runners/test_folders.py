@@ -2,11 +2,12 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lavis_peft.adapters.checkpoint import save_atomic
-from lavis_peft.errors import ConfigError, DiskFull
+from lavis_peft.errors import CheckpointError, ConfigError, DiskFull
 from lavis_peft.runners import folders
 from lavis_peft.runners.checkpoints import Progress
 from lavis_peft.runners.folders import CheckpointFolder, make_run_folder, moment
@@ -158,6 +159,17 @@ def test_a_run_that_goes_on_in_its_folder_has_its_best_already(tmp_path: Path) -
     before = files.best.stat().st_ino
     assert files.adopt_best(str(tmp_path / "checkpoint_3.pth"), Progress(best_metric=1.0, best_epoch=2)) is True
     assert files.best.stat().st_ino == before
+
+
+def test_a_best_checkpoint_of_another_model_is_not_taken(tmp_path: Path) -> None:
+    def check(content: dict[str, Any], source: str) -> None:
+        raise CheckpointError(f"{source}: belongs to another model")
+
+    save_atomic({"epoch": 2}, tmp_path / "old" / "checkpoint_best.pth")
+    files = CheckpointFolder(tmp_path / "new", 0)
+    with pytest.raises(CheckpointError, match=r"checkpoint_best\.pth: belongs to another model"):
+        files.adopt_best(str(tmp_path / "old" / "checkpoint_3.pth"), Progress(best_metric=1.0, best_epoch=2), check)
+    assert not files.best.exists()
 
 
 def test_no_best_checkpoint_beside_the_one_resumed_from(tmp_path: Path) -> None:

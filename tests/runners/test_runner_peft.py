@@ -200,6 +200,19 @@ def test_a_step_without_finite_numbers_is_left_out(tmp_path: Path, caplog: pytes
     assert all(math.isfinite(line["train_loss"]) for line in log_of(runner)[1:])
 
 
+def test_an_iteration_that_is_left_over_spoils_no_step(tmp_path: Path) -> None:
+    # Four iterations an epoch, a step every third: the fourth belongs to none.
+    runner = make(tmp_path, accum_grad_iters=3, max_epoch=2)
+    runner.plain_model.bad = lambda number: number == 3
+    runner.train()
+    assert [line["train_bad_steps"] for line in log_of(runner) if "train_loss" in line] == [0, 0]
+
+
+def test_an_epoch_that_is_too_short_for_a_step(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a step takes 5 iterations and an epoch has 4, so nothing would be trained"):
+        make(tmp_path, accum_grad_iters=5).train()
+
+
 def test_too_many_in_a_row_end_the_run(tmp_path: Path) -> None:
     runner = make(tmp_path, save_freq=0, max_bad_steps=2, save_every_steps=1)
     runner.plain_model.bad = lambda number: number >= 6
