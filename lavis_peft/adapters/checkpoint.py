@@ -73,17 +73,30 @@ def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: It can't be had, can't be read, holds more than data, or isn't a mapping.
     """
     name = os.fspath(source)
-    path = _download(name) if urlparse(name).scheme in ("http", "https") else Path(name).expanduser()
-    if path.is_dir():
-        raise CheckpointError(f"{name}: a directory; give the checkpoint file in it")
-    if not path.is_file():
-        raise CheckpointError(f"{name}: no such checkpoint file")
+    path = local_file(name)
     content = _read_safetensors(path, name) if path.suffix == ".safetensors" else _read_torch(path, name)
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{name}: holds a {type(content).__name__}, not a checkpoint's mapping of names to tensors"
         )
     return content
+
+
+def local_file(source: str) -> Path:
+    """The file on this machine that a path or an http(s) address stands for.
+
+    Args:
+        source: A path, or an address; what it names is downloaded once, into torch.hub's folder.
+
+    Raises:
+        CheckpointError: There is no such file, or it can't be had.
+    """
+    path = _download(source) if urlparse(source).scheme in ("http", "https") else Path(source).expanduser()
+    if path.is_dir():
+        raise CheckpointError(f"{source}: a directory; give the checkpoint file in it")
+    if not path.is_file():
+        raise CheckpointError(f"{source}: no such checkpoint file")
+    return path
 
 
 def model_state(checkpoint: Mapping[str, Any], source: str = "the checkpoint") -> dict[str, Any]:
