@@ -68,3 +68,7 @@ class CheckpointError(UserError):
 
 class MissingExtra(UserError, ImportError):
     """Something optional was used that isn't installed; names the extra that brings it."""
+
+
+class MissingFeature(UserError):
+    """An installed library is too old for what was asked; names the version that isn't."""

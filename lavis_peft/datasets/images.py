@@ -13,7 +13,7 @@ from lavis_peft.datasets.records import Record, summary
 from lavis_peft.errors import DataError
 
 # What Pillow's decoders raise on damaged files, found in its source; there is no common base class.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class UnreadableImage(DataError):
@@ -93,7 +93,7 @@ def damage(path: str) -> str:
             image.load()
     except FileNotFoundError:
         return "missing"
-    except _DAMAGED as error:
+    except DAMAGED as error:
         return f"can't be read ({error})"
     return ""
 
@@ -114,5 +114,5 @@ def _decode(path: str, where: str) -> Image.Image:
     try:
         with whole_files_only(), Image.open(path) as image:
             return image.convert("RGB")
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise UnreadableImage(f"{path}: the image can't be read ({error}); named by {where}") from None

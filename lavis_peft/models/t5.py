@@ -89,13 +89,14 @@ class Blip2T5InstructPeft(Blip2InstructPeft):
 
     def _score(self, encoded: Tensor, attention: Tensor, owner: Tensor, ids: Tensor, ids_mask: Tensor) -> Tensor:
         targets = ids.masked_fill(ids == self.t5_tokenizer.pad_token_id, _IGNORE)  # (rows, M)
-        logits = self.t5_model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded[owner]),
-            attention_mask=attention[owner],
-            decoder_input_ids=self.t5_model.prepare_decoder_input_ids_from_labels(labels=targets),
-            decoder_attention_mask=ids_mask,
-            return_dict=True,
-        ).logits  # (rows, M, vocabulary)
+        with self.of_rows(owner):
+            logits = self.t5_model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded[owner]),
+                attention_mask=attention[owner],
+                decoder_input_ids=self.t5_model.prepare_decoder_input_ids_from_labels(labels=targets),
+                decoder_attention_mask=ids_mask,
+                return_dict=True,
+            ).logits  # (rows, M, vocabulary)
         losses = F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=_IGNORE, reduction="none")
         return losses.sum(dim=1)
 

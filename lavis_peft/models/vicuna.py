@@ -115,7 +115,8 @@ class Blip2VicunaInstructPeft(Blip2InstructPeft):
         with self.maybe_autocast(dtype=torch.bfloat16):
             for rows in chunks(len(flat)):
                 own = owner[rows]
-                losses, _ = self._token_losses(prefix[own], mask[own], _rows(inputs, own), _rows(outputs, rows))
+                with self.of_rows(own):
+                    losses, _ = self._token_losses(prefix[own], mask[own], _rows(inputs, own), _rows(outputs, rows))
                 scores.append(losses.sum(dim=1))
         return torch.cat(scores)
 
