@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-#: A connection whose machine no longer answers ends after idle + count × interval seconds.
-_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 5}
+#: A connection whose machine no longer answers ends after idle + count × interval seconds; the last value, in
+#: milliseconds, is for when something was on its way.
+_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 5, "TCP_USER_TIMEOUT": 40_000}
 #: Seconds for one attempt to connect, and for the greeting that follows.
 _PATIENCE = 10.0
 #: Longest greeting, bytes; it is read before it is known who sent it.
