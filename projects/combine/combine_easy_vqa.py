@@ -1,7 +1,7 @@
 """Two adapters trained on two halves of easy-VQA's question types, combined by every method.
 
 Purpose: what each way of combining keeps of what either adapter learned.
-Needs:   the extra `demo` (the easy-VQA set); a CPU is enough, eight minutes on one core.
+Needs:   the extra `demo` (the easy-VQA set); a CPU is enough, eleven minutes on one core.
 Command: python projects/combine/combine_easy_vqa.py --output output/combine
 """
 

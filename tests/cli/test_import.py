@@ -86,17 +86,14 @@ def test_what_is_exported_and_imported_is_the_same_to_the_bit(
 
 
 @pytest.fixture
-def hf(model_section: Section, tuned_run: TunedRun, tmp_path: Path, request: Any) -> Callable[..., tuple]:
+def hf(model_section: Section, tuned_run: TunedRun, tmp_path: Path) -> Callable[..., tuple]:
     """A run of ours, and transformers' InstructBLIP with the same base weights."""
 
     def make(family: str, adapters: dict[str, Any]) -> tuple[Path, Path, Any, Any]:
         from lavis_peft.models.hf_model import write_hf
         from lavis_peft.models.tuned import read_tuned
 
-        changes = {}
-        if family == "llama":
-            changes["llm_model"] = str(request.getfixturevalue("sentencepiece_dir"))
-        section = model_section(family, adapters=adapters, **changes)
+        section = model_section(family, adapters=adapters)
         config, checkpoint, model = tuned_run(section, noise=0.1)
         own = yaml.safe_load(config.read_text())["model"]
         folder = tmp_path / "hf"
