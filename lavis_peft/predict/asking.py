@@ -1,5 +1,6 @@
 """Asking a model, batch by batch, while the next pictures are read. Letters: B batch, H and W in pixels."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def _answered(
 
 
 def _ranked(asked: Asked, scores: list[float]) -> dict[str, Any]:
-    if not all(score == score for score in scores):
+    if not all(math.isfinite(score) for score in scores):
         raise DataError(f"{asked.where}: the model's scores aren't numbers; its weights have diverged in training")
     best = min(range(len(scores)), key=scores.__getitem__)
     return {"prediction": asked.choices[best], "choices": list(asked.choices), "scores": scores}
