@@ -9,7 +9,7 @@ import yaml
 
 from lavis_peft.checks import first_line, listing
 from lavis_peft.datasets.records import summary
-from lavis_peft.errors import ConfigError, DataError
+from lavis_peft.errors import ConfigError, DataError, DiskFull
 from lavis_peft.prepare.benchmark import SPLITS, Benchmark, Extract, questions
 from lavis_peft.prepare.pictures import damaged
 
@@ -145,6 +145,8 @@ def _write(benchmark: Benchmark, records: dict[str, list[dict[str, Any]]], sourc
         with ExitStack() as whole:
             for path, content in contents.items():
                 whole.enter_context(atomic_file(path)).write(content.encode())
+    except DiskFull:
+        raise  # no mistake in what was asked for
     except OSError as error:
-        raise ConfigError(f"--output {output}: can't be written to ({error.strerror or first_line(error)})") from None
+        raise ConfigError(f"--output {output}: can't be written to ({first_line(error)})") from None
     return [str(path) for path in paths.values()]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lavis_peft.errors import ConfigError, DataError
+from lavis_peft.errors import ConfigError, DataError, DiskFull
 from lavis_peft.prepare import BENCHMARKS, SPLITS, prepare
 
 Download = Callable[..., Path]
@@ -370,7 +370,7 @@ def test_an_earlier_output_stays_until_the_new_one_is_whole(
         return plain(path)
 
     monkeypatch.setattr(checkpoint, "atomic_file", full_disk)
-    with pytest.raises(ConfigError, match="No space left on device"):
+    with pytest.raises(DiskFull, match="no space left"):
         run("scienceqa", source)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     monkeypatch.undo()
