@@ -129,13 +129,30 @@ def _mixer(name: str, density: float, seed: int) -> _Mixer:
 
     def mix(tensors: list[Tensor], weights: list[float]) -> Tensor:
         factors = torch.tensor(weights)
-        if name == "linear":
+        if name.startswith("dare"):
+            tensors = _dropped(tensors, density, seed)
+        if name == "dare_ties":
+            return _agreeing(tensors, factors)
+        # With nothing to drop, peft would warn.
+        if name in ("linear", "dare_linear") or (density >= 1 and name == "magnitude_prune"):
             return merge_utils.task_arithmetic(tensors, factors)
-        if density >= 1 and not name.endswith("ties"):
-            return merge_utils.task_arithmetic(tensors, factors)  # nothing to drop, of which peft would warn
-        # peft draws from the global generator.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return getattr(merge_utils, name)(tensors, factors, density=density)
+        return getattr(merge_utils, name)(tensors, factors, density=density)
 
     return mix
+
+
+def _dropped(tensors: Sequence[Tensor], density: float, seed: int) -> list[Tensor]:
+    """DARE's dropping, with the rest scaled up; peft 0.13 computes the scaled values and loses them."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        tensor * torch.bernoulli(torch.full_like(tensor, density), generator=generator) / density for tensor in tensors
+    ]
+
+
+def _agreeing(tensors: Sequence[Tensor], factors: Tensor) -> Tensor:
+    """TIES' election of signs and its mean of what agrees, without its dropping."""
+    from peft.utils import merge_utils
+
+    stacked = torch.stack(list(tensors))
+    signs = merge_utils.calculate_majority_sign_mask(stacked)
+    return merge_utils.disjoint_merge(stacked * factors.view(-1, *[1] * tensors[0].dim()), signs)
