@@ -46,10 +46,9 @@ def merge(config: Path, checkpoint: Path, output: Path, *arguments: str) -> dict
 
 def in_a_process(program: str, *arguments: object) -> str:
     """What a program prints in a process where this package can't be imported."""
-    hide = f"""
+    hide = """
 import sys
-sys.path = [each for each in sys.path if each not in ("", {str(Path(lavis_peft.__file__).parents[1])!r})]
-sys.modules["lavis_peft"] = None
+sys.modules["lavis_peft"] = None  # what makes an import of it fail, wherever it lies
 import torch
 # Only where torchvision's compiled part isn't of this torch; it is declared once per process.
 library = torch.library.Library("torchvision", "FRAGMENT")
