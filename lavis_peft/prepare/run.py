@@ -1,6 +1,7 @@
 """Preparing a benchmark: read its download, check the pictures, write annotation files and a dataset YAML."""
 
 import json
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,9 @@ def _check_output(output: Path) -> None:
     """See that nothing is in the way, and that no download is overwritten: VizWiz's files have the same names.
 
     Raises:
-        ConfigError: Names every file that is.
+        ConfigError: Names every file that is, or why the folder can't be written to.
     """
+    _try_out(output)
     paths = _paths(output)
     folders = [path.name for path in paths.values() if path.is_dir()]
     if folders:
@@ -79,6 +81,15 @@ def _check_output(output: Path) -> None:
             f"--output {output}: has {listing(strange)} without the {_YAML} that prepare writes, so these may be "
             "files of a download; give another folder"
         )
+
+
+def _try_out(output: Path) -> None:
+    """Write where the output will be, before minutes of reading; a folder that isn't there yet is left to the end."""
+    there = next(folder for folder in (output, *output.parents) if folder.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise ConfigError(f"--output {output}: {there} can't be written to ({first_line(error)})") from None
 
 
 def _paths(output: Path) -> dict[str, Path]:

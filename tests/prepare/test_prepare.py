@@ -378,12 +378,13 @@ def test_an_earlier_output_stays_until_the_new_one_is_whole(
     assert "Which color?" in (output / "train.json").read_text()
 
 
-def test_an_output_that_is_a_file(official_download: Download) -> None:
-    source = official_download("scienceqa")
-    (source.parent / "prepared").write_text("in the way")
-    with pytest.raises(ConfigError, match="can't be written to"):
-        run("scienceqa", source)
-    assert (source.parent / "prepared").read_text() == "in the way"
+def test_an_output_that_is_a_file_is_seen_before_the_download_is_read(tmp_path: Path) -> None:
+    taken = tmp_path / "prepared"
+    taken.write_text("in the way")
+    for output in (taken, taken / "deeper"):
+        with pytest.raises(ConfigError, match="can't be written to"):
+            prepare(BENCHMARKS["scienceqa"], tmp_path / "no download at all", output)
+    assert taken.read_text() == "in the way"
 
 
 def test_a_folder_in_the_place_of_a_file_is_seen_before_anything_is_written(official_download: Download) -> None:
