@@ -12,6 +12,7 @@ from lavis_peft.errors import UserError
 #: Each command: the module whose attribute `command` it is, and its line in `lavis-peft --help`.
 COMMANDS = {
     "autoload": ("lavis_peft.cli.autoload", "Make a bare `python train.py` find the plugin, or undo it."),
+    "bench": ("lavis_peft.cli.bench", "Measure training, ranking and generation beside other ways to do them."),
     "demo": ("lavis_peft.cli.demo", "Tune a tiny InstructBLIP on easy-VQA and show what it gained."),
     "doctor": ("lavis_peft.cli.doctor", "Show what is installed, what was patched, and what is wrong."),
     "evaluate": ("lavis_peft.cli.evaluate", "Score a model on its test splits, as LAVIS's evaluate.py does."),
