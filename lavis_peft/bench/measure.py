@@ -86,18 +86,11 @@ def peak_memory(action: Callable[[], Any], device: str) -> int:
     return max(levels, default=0)
 
 
-def matmul_peak(device: str, dtype: torch.dtype, size: int = 0) -> float:
-    """Floating-point operations per second of a large square matrix product, the best of several.
-
-    Args:
-        device: Where.
-        dtype: Of the matrices.
-        size: Rows and columns; by default as large as the device needs to be busy.
-    """
-    size = size or (8192 if torch.device(device).type == "cuda" else 1536)
+def large_product(device: str, dtype: torch.dtype) -> tuple[Callable[[], Any], int]:
+    """A square matrix product large enough to keep the device busy, and its floating-point operations."""
+    size = 8192 if torch.device(device).type == "cuda" else 1536
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = min(seconds(lambda: linear(left, right), device) for _ in range(8))
-    return 2 * size**3 / best
+    return lambda: linear(left, right), 2 * size**3
 
 
 def operations(action: Callable[[], Any]) -> int:

@@ -22,6 +22,7 @@ from lavis_peft.models.linear import plain_products
 WHAT = ("train", "rank", "generate", "start-up")
 AGAINST = ("plain", "single", "huggingface")
 _OURS = "lavis-peft"
+_PRODUCT = "matrix product"
 
 
 @dataclass(frozen=True)
@@ -91,15 +92,17 @@ def _models(
     contenders = _contenders(plan, section, notes)
     ours = contenders[_OURS]
     dtype = torch.float32 if plan.precision == "fp32" else _half(plan)
-    peak = measure.matmul_peak(plan.device, dtype)
+    product = measure.large_product(plan.device, dtype)
     if "rank" in what:  # before training, which takes each its own way
         _note_ranks({name: one.rank(work) for name, one in contenders.items() if hasattr(one, "rank")}, notes)
     rows: list[Row] = []
+    peak = 0.0
     for each in what:
         able = {name: getattr(one, each) for name, one in contenders.items() if hasattr(one, each)}
         if each != "rank":  # `single` is another way to rank, and nothing else
             able.pop("single", None)
-        rows += _compare(plan, each, able, work, peak, progress)
+        found, best = _compare(plan, each, able, work, product, progress)
+        rows, peak = rows + found, max(peak, best)
     split = {}
     if "train" in what:
         times = [parts.step_parts(ours, work, _loader(section, plan)) for _ in range(max(2, plan.repeats))]
@@ -132,22 +135,28 @@ def _compare(
     what: str,
     actions: Mapping[str, Callable[[Work], Any]],
     work: Work,
-    peak: float,
+    product: tuple[Callable[[], Any], int],
     progress: Callable[[], Any],
-) -> list[Row]:
+) -> tuple[list[Row], float]:
+    """The rows of one kind of work, and the highest speed of the matrix product that took its turn in every round."""
     times = measure.interleaved(
-        {name: partial(action, work) for name, action in actions.items()},
+        {_PRODUCT: product[0], **{name: partial(action, work) for name, action in actions.items()}},
         plan.repeats,
         plan.device,
         progress,
     )
+    speeds = [product[1] / taken for taken in times[_PRODUCT]]
     rows = []
     for name, action in actions.items():
         median = statistics.median(times[name])
-        flops = None
+        flops = utilisation = None
         if what == "train" and name == _OURS:
             with plain_products():  # torch's counter doesn't know oneDNN's products
-                flops = measure.operations(partial(action, work)) / median
+                operations = measure.operations(partial(action, work))
+            flops = operations / median
+            # Within a round, so that a busy machine slows both.
+            pairs = zip(times[name], speeds, strict=True)
+            utilisation = statistics.median(operations / taken / speed for taken, speed in pairs)
         ratio = measure.Ratio.of(times[name], times[_OURS])
         rows.append(
             Row(
@@ -158,11 +167,11 @@ def _compare(
                 tokens_per_second=work.tokens / median if what == "train" else None,
                 peak_bytes=measure.peak_memory(partial(action, work), plan.device),
                 flops=flops,
-                utilisation=None if flops is None else flops / peak,
+                utilisation=utilisation,
                 ratio=None if name == _OURS else (ratio.median, ratio.low, ratio.high),
             )
         )
-    return rows
+    return rows, max(speeds)
 
 
 def _note_ranks(chosen: Mapping[str, list[int]], notes: list[str]) -> None:

@@ -1,6 +1,7 @@
 """`lavis-peft bench`: how fast this machine trains, ranks and generates, beside other ways to do it."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def command(
 
     Contenders take turns in every round, so that a busy machine slows all of them; figures are medians.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages; read when torch is imported
     import lavis_peft
     from lavis_peft.errors import ConfigError
 
