@@ -63,11 +63,17 @@ def main() -> int:
     try:
         run_script(sys.argv[1:])
     except UserError as error:
-        sys.stderr.write(f"Error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        return _end_with(error, error.exit_code, f"{error.heading}: {error}\n")
+    except KeyboardInterrupt as interrupt:
+        return _end_with(interrupt, 130, "")
     return 0
+
+
+def _end_with(error: BaseException, code: int, text: str) -> int:
+    from lavis_peft.runners import peers
+
+    peers.end_with(error, code, lambda: sys.stderr.write(text))
+    return code
 
 
 if __name__ == "__main__":

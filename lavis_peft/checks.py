@@ -32,7 +32,7 @@ def unknown_keys(section: Mapping[Any, Any], allowed: Iterable[str], where: str)
     ]
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its kind where it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 

@@ -1,10 +1,42 @@
-"""Errors that are the user's to mend: the command line prints their text and exits with code 2."""
+"""Errors that end in one clear message: the command line prints their text and exits with their code."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 
 class UserError(Exception):
     """A mistake in what the user gave. Its text names the place, what was found and what is allowed."""
+
+    #: What the command line exits with.
+    exit_code: ClassVar[int] = 2
+    #: What the message begins with.
+    heading: ClassVar[str] = "Error"
+
+
+class RunFailed(UserError):
+    """A run that was asked for rightly and failed on its own, such as for want of disk space."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class RunStopped(UserError):
+    """A run that a signal ended in good order. Its text says how to go on with it."""
+
+    #: sysexits.h's EX_TEMPFAIL: try again later.
+    exit_code: ClassVar[int] = 75
+    heading: ClassVar[str] = "Stopped"
+
+
+class TrainingDiverged(RunFailed):
+    """Loss or gradient isn't a finite number any more."""
+
+
+class WriteError(RunFailed, OSError):
+    """A file couldn't be written; names it and the reason. What was at its path before is still there."""
+
+
+class DiskFull(WriteError):
+    """No room, or no quota, for a file that was to be written."""
 
 
 class ConfigError(UserError):
@@ -36,3 +68,7 @@ class CheckpointError(UserError):
 
 class MissingExtra(UserError, ImportError):
     """Something optional was used that isn't installed; names the extra that brings it."""
+
+
+class MissingFeature(UserError):
+    """An installed library is too old for what was asked; names the version that isn't."""

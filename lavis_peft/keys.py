@@ -21,7 +21,7 @@ def rows() -> list[tuple[str, list[Row]]]:
     from lavis_peft.datasets.spec import EasyVqaSpec, InstructJsonSpec
     from lavis_peft.models.spec import ModelSpec
     from lavis_peft.runners.spec import IterRunSpec, RunSpec
-    from lavis_peft.tasks.options import TaskOptions
+    from lavis_peft.tasks.options import CaptionOptions, TaskOptions
 
     adapters = [(key, default, meaning) for key, _, default, meaning in documented_keys("adapters")]
     own = {field.name for field in fields(InstructJsonSpec)}
@@ -39,7 +39,8 @@ def rows() -> list[tuple[str, list[Row]]]:
             "`run`, with `runner: runner_peft_iter`: those of `runner_peft` without `max_epoch`, and",
             [row for row in _rows(IterRunSpec) if row[0] not in shared],
         ),
-        ("`run`, with `task: multiple_choice_vqa`", _rows(TaskOptions)),
+        ("`run`, with `task: multiple_choice_vqa`; but for `open_ended`, also `vqa_accuracy_peft`", _rows(TaskOptions)),
+        ("`run`, with `task: captioning_peft`", _rows(CaptionOptions)),
     ]
 
 

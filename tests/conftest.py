@@ -1,8 +1,10 @@
 """Small real parts for the tests: tokenizers, language models and model sections, made in a temporary folder."""
 
+import importlib.util
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,55 @@ def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+_SENTENCES = [
+    "Question: is there a red circle? Short answer:",
+    "what shape is it ?",
+    "Question: the color",
+    "yes",
+    "blue triangle",
+    "a large green square",
+    "Short answers to questions about the shapes in an image.",
+]
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaMA folder with a real SentencePiece model, which LAVIS's slow tokenizer needs."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("vicuna")
+    corpus = folder / "corpus.txt"
+    corpus.write_text("\n".join(_SENTENCES * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=60,
+        model_type="bpe",
+        hard_vocab_limit=False,
+        byte_fallback=False,
+    )
+    vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).get_piece_size()
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
 QFORMER_SIZES = {
     "hidden_size": 24,
     "num_hidden_layers": 4,
@@ -270,3 +321,69 @@ def run_file(
         return path
 
     return make
+
+
+def _neighbour(path: str) -> Any:
+    """A module of the tests by its path; under --import-mode=importlib they can't import one another."""
+    place = Path(__file__).parent / path
+    spec = importlib.util.spec_from_file_location(f"_tests_{place.stem}", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def official_download(tmp_path: Path) -> Callable[..., Path]:
+    """Write a small download in a benchmark's official layout.
+
+    ``official_download("scienceqa")`` gives its folder; ``sizes={"train": 12, "val": 4, "test": 4}`` sets how many
+    questions a split has.
+    """
+    official = _neighbour("prepare/official.py")
+
+    def make(name: str, sizes: dict[str, int] | None = None) -> Path:
+        root = tmp_path / f"{name}_download"
+        official.WRITERS[name](root, sizes or official.SIZES)
+        return root
+
+    return make
+
+
+@pytest.fixture
+def research_config() -> Callable[..., dict[str, Any]]:
+    """Make a run config in the research code's form; see ``research/old_configs.py``."""
+    return _neighbour("research/old_configs.py").config
+
+
+@pytest.fixture
+def research_run(tmp_path: Path) -> Callable[..., Path]:
+    """Write such a config for the tiny model, with a few pictures and their annotations in its form."""
+    old_configs = _neighbour("research/old_configs.py")
+
+    def make(arch: str, run: dict[str, Any] | None = None, **changes: Any) -> Path:
+        return old_configs.write_run(tmp_path, arch, run, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Any]:
+    """Starts real processes in milliseconds; see `processes.py`."""
+    starter = _neighbour("processes.py").Nursery()
+    yield starter
+    starter.close()
+
+
+@pytest.fixture(scope="session")
+def driver() -> Any:
+    """The module `faults/driver.py`, which kills runs."""
+    return _neighbour("faults/driver.py")
+
+
+@pytest.fixture(scope="session")
+def left_alone(driver: Any, nursery: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What runs come to that nobody interrupts; see `faults/driver.py`."""
+    return driver.LeftAlone(nursery, tmp_path_factory.mktemp)

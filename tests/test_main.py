@@ -60,7 +60,7 @@ def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=480, check=False
     )
 
 
@@ -146,6 +146,18 @@ def test_training_and_evaluation_scripts(run_file: RunFile, tmp_path: Path) -> N
         assert evaluate.returncode == 0, evaluate.stderr
         scored = log_of(runs_in(tmp_path / "here")[-1])[-1]
         assert scored["test_agg_metrics"] == trained["test_agg_metrics"]
+
+
+def test_a_run_config_of_the_research_code(research_run: RunFile, tmp_path: Path) -> None:
+    """As it is, `distributed` and all, through LAVIS's training script."""
+    path = research_run("blip2_t5_instruct_qformer_lora")
+    found = launch(write(tmp_path, "t.py", TRAIN), "--cfg-path", str(path), "--options", "model.lora_r=2", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "old.yaml is a run config of the research code, translated" in found.stderr
+    (run,) = runs_in(tmp_path / "output")
+    log = log_of(run)
+    assert log[0]["config"]["model"]["adapters"]["qformer"]["r"] == 2
+    assert log[-1]["test_total"] == 4
 
 
 def test_two_processes_under_torchrun(run_file: RunFile, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lavis_peft.adapters.budget import Agree, Pool
+from lavis_peft.adapters.budget_state import check_state
 from lavis_peft.adapters.history import VERSION, RankHistory, is_recorded, summary
 from lavis_peft.adapters.schedule import Schedule, schedule_for
 from lavis_peft.adapters.triplets import PartTriplets, Slot
-from lavis_peft.errors import CheckpointError, ConfigError, UserError
+from lavis_peft.errors import ConfigError, UserError
 
 
 class RankBudget(nn.Module):
@@ -222,15 +223,9 @@ class RankBudget(nn.Module):
         """Take over what `get_extra_state` gave.
 
         Raises:
-            CheckpointError: It is of other layers, or of a newer version of this plugin.
+            CheckpointError: It is of other layers, of another version of this plugin, or damaged.
         """
-        if state.get("version") != VERSION:
-            raise CheckpointError(
-                f"the checkpoint's AdaLoRA state is of version {state.get('version')}; this one reads {VERSION}"
-            )
-        masks = [len(each["mask"]) for each in state["pools"]]
-        if state["layers"] != [slot.key for slot in self.slots] or masks != [len(pool.mask) for pool in self.pools]:
-            raise CheckpointError("the checkpoint's AdaLoRA state is of other layers, other ranks or another budget")
+        check_state(state, self.slots, self.pools)
         self.steps_done, self._settings = state["steps_done"], state["settings"]
         self.history = RankHistory([slot.rank for slot in self.slots])
         self.history.load(state["history"])

@@ -1,83 +1,47 @@
-"""Reading, checking and writing checkpoints. A file from outside is data: nothing in it is ever run."""
+"""Reading and checking checkpoints. A file from outside is data: nothing in it is ever run."""
 
-import hashlib
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
-from urllib.error import URLError
-from urllib.parse import urlparse
+from typing import Any
 
 import torch
 from torch import nn
 
+from lavis_peft.adapters.digest import damaged_record, tensors_intact, unsealed
+from lavis_peft.adapters.download import is_address, local_file
+
+# What reads and what writes are two files for their length; callers need know only this one.
+from lavis_peft.adapters.files import atomic_file as atomic_file
+from lavis_peft.adapters.files import save_atomic as save_atomic
+from lavis_peft.adapters.files import save_tensors as save_tensors
+from lavis_peft.checks import first_line, shortened
 from lavis_peft.errors import CheckpointError
 
-_SHOWN = 10
 #: A module may keep plain containers in its state dict under this name (torch's own convention).
 EXTRA_STATE = "_extra_state"
 
 
-@contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file to write, which takes the path's place once it is whole and on the disk.
-
-    Args:
-        path: The file; its folder is made if need be.
-
-    Raises:
-        OSError: Writing failed. What was at ``path`` before is still there, and no half-written file is left.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # In the same directory, for only within a file system is the renaming one step.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save_atomic(obj: object, path: str | os.PathLike[str]) -> None:
-    """Save with ``torch.save`` so that the path always holds a whole file: the old one or the new one.
-
-    Args:
-        obj: Tensors and plain containers; nothing else can be read back.
-        path: The file; its folder is made if need be.
-
-    Raises:
-        OSError: As `atomic_file`.
-    """
-    with atomic_file(path) as file:
-        torch.save(obj, file)
-
-
 def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint into CPU memory.
+    """Read a checkpoint into CPU memory, and check it against the digest and the checksums in it.
 
     Args:
-        source: A path or an http(s) address (downloaded once, into torch.hub's folder); ``.safetensors``, or anything
+        source: A path or an http(s) address, as `download.local_file` takes it; ``.safetensors``, or anything
             ``torch.save`` wrote.
 
     Returns:
-        The file's mapping, as it is in the file.
+        The file's mapping, without its digest.
 
     Raises:
-        CheckpointError: It can't be had, can't be read, holds more than data, or isn't a mapping.
+        CheckpointError: It can't be had, can't be read, is damaged, holds more than data, or isn't a mapping.
     """
     name = os.fspath(source)
-    path = _download(name) if urlparse(name).scheme in ("http", "https") else Path(name).expanduser()
-    if path.is_dir():
-        raise CheckpointError(f"{name}: a directory; give the checkpoint file in it")
-    if not path.is_file():
-        raise CheckpointError(f"{name}: no such checkpoint file")
+    path = local_file(name)
+    if is_address(name):
+        name = f"{name} (kept at {path})"
     content = _read_safetensors(path, name) if path.suffix == ".safetensors" else _read_torch(path, name)
     if not isinstance(content, dict):
         raise CheckpointError(
@@ -137,21 +101,35 @@ def check_keys(
 
 
 def check_shapes(state: Mapping[str, Any], model: Mapping[str, Any], source: str = "the checkpoint") -> None:
-    """Compare the shapes of tensors that a state dict and a model share.
+    """Compare the shapes and kinds of the tensors that a state dict and a model share.
 
     Raises:
-        CheckpointError: With the first ten tensors of another shape.
+        CheckpointError: With the first ten tensors of another shape, or of whole numbers where the model's are not.
     """
-    wrong = [
+    both = [key for key, value in model.items() if isinstance(value, torch.Tensor) and key in state]
+    odd = [key for key in both if not isinstance(state[key], torch.Tensor)]
+    shaped = [
         f"{key} is {tuple(state[key].shape)}, the model's {tuple(model[key].shape)}"
-        for key in state
-        if key in model
-        and isinstance(state[key], torch.Tensor)
-        and isinstance(model[key], torch.Tensor)
-        and state[key].shape != model[key].shape
+        for key in both
+        if key not in odd and state[key].shape != model[key].shape
     ]
-    if wrong:
-        raise CheckpointError(f"{source} doesn't fit this model: {len(wrong)} of another shape: {shortened(wrong)}")
+    # Precision may differ; torch would also copy numbers of another kind, and say nothing.
+    kinds = [
+        f"{key} is {state[key].dtype}, the model's {model[key].dtype}"
+        for key in both
+        if key not in odd and _kind(state[key]) != _kind(model[key])
+    ]
+    problems = [f"{len(odd)} that are no tensors: {shortened(odd)}"] if odd else []
+    problems += [f"{len(shaped)} of another shape: {shortened(shaped)}"] if shaped else []
+    problems += [f"{len(kinds)} of another kind: {shortened(kinds)}"] if kinds else []
+    if problems:
+        raise CheckpointError(f"{source} doesn't fit this model: {'; '.join(problems)}")
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    if tensor.is_floating_point():
+        return "float"
+    return "complex" if tensor.is_complex() else str(tensor.dtype)
 
 
 def load_base(
@@ -184,13 +162,6 @@ def load_base(
     nn.Module.load_state_dict(module, read, strict=False, assign=True)
 
 
-def shortened(names: Iterable[object], shown: int = _SHOWN) -> str:
-    """The first names, and how many more there are."""
-    every = [str(name) for name in names]
-    more = f" and {len(every) - shown} more" if len(every) > shown else ""
-    return ", ".join(every[:shown]) + more
-
-
 def _matcher(keys: Callable[[str], bool] | Iterable[str]) -> Callable[[str], bool]:
     if callable(keys):
         return keys
@@ -198,41 +169,47 @@ def _matcher(keys: Callable[[str], bool] | Iterable[str]) -> Callable[[str], boo
     return lambda key: key.startswith(prefixes)
 
 
-def _download(address: str) -> Path:
-    # The address is in the name: two servers' `checkpoint_best.pth` are two files.
-    short = hashlib.sha256(address.encode()).hexdigest()[:12]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{short}-{Path(urlparse(address).path).name}"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(address, str(path))
-        except (URLError, OSError) as error:
-            raise CheckpointError(f"{address}: can't be downloaded: {error}") from error
-    return path
-
-
 def _read_safetensors(path: Path, name: str) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{name}: not a whole safetensors file ({error})") from error
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
+            metadata = file.metadata()
+    except Exception as error:  # a damaged header can trip its reader anywhere, and has no common class for it
+        raise CheckpointError(f"{name}: not a whole safetensors file ({first_line(error)})") from error
+    if tensors_intact(tensors, metadata) is False:
+        raise CheckpointError(_differs(name))
+    return tensors
 
 
 def _read_torch(path: Path, name: str) -> object:
     no_file = f"{name}: not a checkpoint file, or a damaged one"
     try:
+        # Before anything in it is read: torch's own reader doesn't look at the checksums.
+        record = damaged_record(path) if zipfile.is_zipfile(path) else None
+        if record is not None:
+            raise CheckpointError(f"{no_file} (the checksum of {record!a} in it is wrong)")
         with warnings.catch_warnings():
             # About pickle protocols: whatever of them matters comes as an error.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         # torch's own message has a paragraph on how to load the file all the same; that is the advice not to take.
         code = "GLOBAL" in str(error) or "allowlisted" in str(error)
         meaning = f"{name}: holds more than tensors and plain values, so it could run code; not read"
         raise CheckpointError(meaning if code else no_file) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
-        detail = str(error).partition("\n")[0]
-        raise CheckpointError(f"{no_file} ({detail})" if detail else no_file) from error
+    except Exception as error:  # a damaged file can trip torch's readers anywhere
+        raise CheckpointError(f"{no_file} ({first_line(error)})") from error
+    if not isinstance(content, dict):
+        return content
+    rest, intact = unsealed(content)
+    if intact is False:
+        raise CheckpointError(_differs(name))
+    return rest
+
+
+def _differs(name: str) -> str:
+    return f"{name}: damaged or changed since it was written: the SHA-256 in it isn't that of its content"

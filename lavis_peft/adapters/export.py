@@ -15,11 +15,14 @@ from peft import inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
+from lavis_peft.adapters.checkpoint import atomic_file, read_checkpoint, save_tensors
 from lavis_peft.adapters.merge import adapted_layers
+from lavis_peft.adapters.method_table import METHODS
 from lavis_peft.adapters.methods import config_class
 from lavis_peft.adapters.spec import AdapterSpec, plain
 from lavis_peft.adapters.triplets import ADAPTER, Slot
 from lavis_peft.errors import CheckpointError
+from lavis_peft.hf.keys import qformer_to_hf
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # In peft's files names begin below its wrapper of the model.
@@ -50,7 +53,10 @@ def exported(module: nn.Module, spec: AdapterSpec, prune: bool = False) -> Expor
     }
     own = module.peft_config[ADAPTER]
     patterns = {key: dict(getattr(own, key)) for key in ("rank_pattern", "alpha_pattern") if options.get(key)}
-    config = _config(str(spec.peft_type), list(adapted_layers(module)), {**options, **patterns})
+    layers = adapted_layers(module)
+    if "feedforward_modules" in METHODS[str(spec.peft_type)].derived:
+        options["feedforward_modules"] = [name for name, layer in layers.items() if layer.is_feedforward]
+    config = _config(str(spec.peft_type), list(layers), {**options, **patterns})
     return config, get_peft_model_state_dict(module, adapter_name=ADAPTER)
 
 
@@ -90,6 +96,22 @@ def _config(peft_type: str, names: list[str], options: Mapping[str, Any]) -> dic
     }
 
 
+def in_hf_names(content: Exported) -> Exported:
+    """A Q-Former's adapter under the names that it has in transformers' ``InstructBlipForConditionalGeneration``.
+
+    Args:
+        content: What `exported` returned of the Q-Former; a language model's names are the same in both.
+    """
+    config, tensors = dict(content[0]), content[1]
+    for key in ("target_modules", "feedforward_modules"):
+        if isinstance(config.get(key), list):
+            config[key] = [qformer_to_hf(name) for name in config[key]]
+    for key in ("rank_pattern", "alpha_pattern"):
+        if config.get(key):
+            config[key] = {qformer_to_hf(name): value for name, value in config[key].items()}
+    return config, {qformer_to_hf(name): tensor for name, tensor in tensors.items()}
+
+
 def write_adapter(content: Exported, folder: Path) -> None:
     """Write peft's two files.
 
@@ -97,13 +119,11 @@ def write_adapter(content: Exported, folder: Path) -> None:
         content: What `exported` returned.
         folder: Made if need be.
     """
-    from safetensors.torch import save_file
-
     config, tensors = content
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with atomic_file(folder / CONFIG) as file:
+        file.write(json.dumps(config, indent=2).encode() + b"\n")
     named = {_PREFIX + name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(named, folder / WEIGHTS)
 
 
 def put_back(module: nn.Module, folder: Path) -> None:
@@ -113,10 +133,8 @@ def put_back(module: nn.Module, folder: Path) -> None:
         module: The part, with its base weights.
         folder: A folder of `write_adapter`.
     """
-    from safetensors.torch import load_file
-
     options = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config = config_class(options.pop("peft_type"))(**options)
     inject_adapter_in_model(config, module)
-    tensors = load_file(folder / WEIGHTS)
+    tensors = read_checkpoint(folder / WEIGHTS)
     set_peft_model_state_dict(module, {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()})

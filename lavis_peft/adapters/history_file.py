@@ -14,6 +14,7 @@ HISTORY = Path("result") / "adalora_history.json"
 
 _UNITS = ("rank", "parameters")
 _LAYER = {"part": str, "name": str, "word": str, "init_r": int, "price": int}
+_PHASES = ("total_step", "tinit", "tfinal", "deltaT")
 _PER_LAYER = ("ranks", "importance", "importance_kept")
 
 
@@ -86,6 +87,7 @@ def _contradictions(history: Mapping[str, Any]) -> list[str]:
     problems = [
         f"part '{part}' belongs to {pooled.count(part)} pools" for part in sorted(parts) if pooled.count(part) != 1
     ]
+    problems += [f"part '{part}' has no layer" for part in sorted(set(pooled) - parts)]
     scores = [*history["importance"], *history["importance_kept"]]
     if not all(score is None or (isinstance(score, (int, float)) and math.isfinite(score)) for score in scores):
         problems.append("an importance is neither a finite number nor null")
@@ -108,16 +110,18 @@ def _layer_problem(layer: Any) -> str:
     wrong = [key for key, kind in _LAYER.items() if not isinstance(layer.get(key), kind)]
     wrong += [key for key in ("init_r", "price") if key not in wrong and layer[key] < 1]
     number = layer.get("layer")
-    wrong += [] if number is None or (_is_int(number) and number >= 0) else ["layer"]
+    right = "layer" in layer and (number is None or (_is_int(number) and number >= 0))
+    wrong += [] if right else ["layer"]
     return f"{', '.join(wrong)} missing or wrong" if wrong else ""
 
 
 def _pool_problem(pool: Any) -> str:
-    if not isinstance(pool, dict) or not isinstance(pool.get("parts"), list):
-        return "no list 'parts'"
+    parts = pool.get("parts") if isinstance(pool, dict) else None
+    if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
+        return "no list 'parts' of names"
     wrong = [key for key in ("initial", "target") if not _is_int(pool.get(key))]
-    # A budget that was never started has no phases.
-    wrong += [key for key in ("total_step", "tinit", "tfinal", "deltaT") if key in pool and not _is_int(pool[key])]
+    if any(key in pool for key in _PHASES):  # a budget that was never started has none
+        wrong += [key for key in _PHASES if not _is_int(pool.get(key))]
     return f"{', '.join(wrong)} missing or wrong" if wrong else ""
 
 

@@ -35,15 +35,23 @@ def differences(checkpoint: Mapping[str, Any], arch: str, model_type: str, adapt
         without the plugin's entry. A key that only one side sets is compared with peft's default.
     """
     entry = checkpoint.get(HEADER)
-    if not isinstance(entry, Mapping):
+    if entry is None:
         return []
+    if not isinstance(entry, Mapping):
+        return [f"{HEADER}: {entry!r:.60} in the checkpoint, where a mapping should say which model it is of"]
     theirs = _flat({key: _completed(entry.get(key)) for key in ("arch", "model_type", "adapters")}, "")
     ours = _flat({"arch": arch, "model_type": model_type, "adapters": _completed(adapters.as_dict())}, "")
     return [
         f"{key}: {theirs.get(key, 'not set')} in the checkpoint, {ours.get(key, 'not set')} in this model"
         for key in sorted(theirs | ours)
-        if theirs.get(key) != ours.get(key) and not key.endswith(_TRAINING_ONLY)
+        if not _same(theirs.get(key), ours.get(key)) and not key.endswith(_TRAINING_ONLY)
     ]
+
+
+def _same(first: object, second: object) -> bool:
+    # Of one kind or two numbers: comparing a tensor, in a file that somebody made, gives no yes or no.
+    numbers = isinstance(first, (int, float)) and isinstance(second, (int, float))
+    return (numbers or type(first) is type(second)) and bool(first == second)
 
 
 def _completed(section: object) -> object:

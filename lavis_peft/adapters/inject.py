@@ -11,11 +11,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 
 from lavis_peft.adapters.adalora import RankBudget
-from lavis_peft.adapters.checkpoint import shortened
+from lavis_peft.adapters.method_table import METHODS
 from lavis_peft.adapters.methods import NARROWING, option_defaults, put_in
+from lavis_peft.adapters.patterns import exact_patterns
 from lavis_peft.adapters.spec import AdapterSpec, AdaptersSpec, peft_config
 from lavis_peft.adapters.sublayers import layer_of, resolve, word_of
 from lavis_peft.adapters.triplets import Slot
+from lavis_peft.checks import shortened
 from lavis_peft.errors import ConfigError
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -190,7 +192,8 @@ def _plan(module: nn.Module, family: str, spec: AdapterSpec, part: str) -> tuple
     names = target_names(module, family, spec, part)
     # An exact expression, because a list of names would match as endings of longer names too.
     targets = "|".join(re.escape(name) for name in names)
-    exact = _exact_patterns(spec, names, part)
+    exact = exact_patterns(spec, names, part)
+    exact |= {key: derive(names) for key, derive in METHODS[str(spec.peft_type)].derived.items()}
     return names, peft_config(spec, targets, **dict.fromkeys(NARROWING), **exact)
 
 
@@ -208,26 +211,18 @@ def _wrap(module: nn.Module, names: Sequence[str], config: PeftConfig, part: str
         raise ConfigError(f"{part}.bias: {bias} trains nothing; the layers have no bias")
 
 
-def _exact_patterns(spec: AdapterSpec, names: Sequence[str], part: str) -> dict[str, Any]:
-    """`rank_pattern` and `alpha_pattern` with their expressions written out for each target.
+def wrapped(module: nn.Module, name: str, config: PeftConfig) -> nn.Module:
+    """One layer of a module with an adapter around it.
 
-    peft's versions match these keys differently (0.13 wants something before the ending, and uses one key for both
-    patterns); exact names mean the same in all of them. A key that matches no target is a mistake that old versions
-    don't mention.
+    Args:
+        module: A module that holds the layer; nothing else of it is touched.
+        name: The layer's full name.
+        config: peft's config for just that name.
     """
-    exact: dict[str, Any] = {}
-    for option in ("rank_pattern", "alpha_pattern"):
-        given = spec.options.get(option) or {}
-        keys = {name: next((key for key in given if _ends(key, name)), None) for name in names}
-        if unused := [key for key in given if not any(_ends(key, name) for name in names)]:
-            raise ConfigError([f"{part}.{option}: '{key}' matches none of the adapted layers" for key in unused])
-        if given:
-            exact[option] = {name: given[key] for name, key in keys.items() if key is not None}
-    return exact
-
-
-def _ends(pattern: str, name: str) -> bool:
-    return re.match(rf"(.*\.)?({pattern})$", name) is not None
+    put_in(module, config)
+    layer = module.get_submodule(name)
+    _to_float32(layer)
+    return layer
 
 
 def _to_float32(layer: nn.Module) -> None:

@@ -29,15 +29,31 @@ def merged_state(module: nn.Module, dtype: torch.dtype | None = None) -> dict[st
     state: dict[str, Tensor] = {}
     merged: dict[str, Tensor] = {}
     for key, value in module.state_dict().items():
-        layer, rest = _split(key, layers)
+        layer, rest = split(key, layers)
         if layer is None:
-            state[key] = _cast(value, dtype, key)
+            state[key] = cast(value, dtype, key)
         elif rest.startswith("base_layer."):
             plain = f"{layer}.{rest.removeprefix('base_layer.')}"
             if plain not in merged:
                 # One layer at a time: a model's worth of float32 copies needn't fit into memory.
-                merged = _merged(layers[layer], layer)
-            state[plain] = _cast(merged[plain], dtype or value.dtype, plain)
+                merged = merged_layer(layers[layer], layer)
+            state[plain] = cast(merged[plain], dtype or value.dtype, plain)
+    return state
+
+
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state dict as if it had never had adapters, and without what they learned.
+
+    Args:
+        module: A part or a whole model; on the meta device it says shapes.
+    """
+    layers, state = adapted_layers(module), {}
+    for key, value in module.state_dict().items():
+        layer, rest = split(key, layers)
+        if layer is None:
+            state[key] = value
+        elif rest.startswith("base_layer."):
+            state[f"{layer}.{rest.removeprefix('base_layer.')}"] = value
     return state
 
 
@@ -76,7 +92,7 @@ def besides_adapters(module: nn.Module) -> dict[str, nn.Parameter]:
     layers = adapted_layers(module)
     rest: dict[str, nn.Parameter] = {}
     for key, parameter in module.named_parameters():
-        layer, inside = _split(key, layers)
+        layer, inside = split(key, layers)
         if parameter.requires_grad and layer is None:
             rest[key] = parameter
         elif parameter.requires_grad and inside.startswith("base_layer."):
@@ -84,8 +100,8 @@ def besides_adapters(module: nn.Module) -> dict[str, nn.Parameter]:
     return rest
 
 
-def _split(key: str, layers: dict[str, BaseTunerLayer]) -> tuple[str | None, str]:
-    """The adapted layer that a state dict's key belongs to, and the rest of the key."""
+def split(key: str, layers: dict[str, BaseTunerLayer]) -> tuple[str | None, str]:
+    """The adapted layer that a state dict's key belongs to, and the rest of the key; None and the key where none is."""
     name = key
     while "." in name:
         name = name.rpartition(".")[0]
@@ -94,8 +110,16 @@ def _split(key: str, layers: dict[str, BaseTunerLayer]) -> tuple[str | None, str
     return None, key
 
 
-def _merged(layer: BaseTunerLayer, name: str) -> dict[str, Tensor]:
-    """The weight and bias, in float32 and under plain names, of one layer with its adapter merged in."""
+def merged_layer(layer: BaseTunerLayer, name: str) -> dict[str, Tensor]:
+    """The weight and bias, in float32 and under plain names, of one layer with its adapter merged in.
+
+    Args:
+        layer: peft's layer; it stays as it is.
+        name: What its plain names begin with.
+
+    Raises:
+        CheckpointError: It is merged already, or what comes out isn't finite.
+    """
     if layer.merged:
         raise CheckpointError(f"{name}: is merged already; unmerge it first")
     # peft merges in the base's precision and unmerges by subtracting. A float32 copy does neither.
@@ -109,11 +133,16 @@ def _merged(layer: BaseTunerLayer, name: str) -> dict[str, Tensor]:
 
 def _merged_like_base(layer: BaseTunerLayer, name: str) -> dict[str, Tensor]:
     base = dict(layer.get_base_layer().named_parameters())
-    merged = {key.removeprefix(f"{name}."): value for key, value in _merged(layer, name).items()}
-    return {key: _cast(value, base[key].dtype, f"{name}.{key}") for key, value in merged.items()}
+    merged = {key.removeprefix(f"{name}."): value for key, value in merged_layer(layer, name).items()}
+    return {key: cast(value, base[key].dtype, f"{name}.{key}") for key, value in merged.items()}
 
 
-def _cast(value: Tensor, dtype: torch.dtype | None, key: str) -> Tensor:
+def cast(value: Tensor, dtype: torch.dtype | None, key: str) -> Tensor:
+    """A tensor in another precision; None leaves its own, and what isn't floating-point stays.
+
+    Raises:
+        CheckpointError: It isn't finite, or isn't any more in that precision; the key is named.
+    """
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     cast = value if dtype is None else value.to(dtype)

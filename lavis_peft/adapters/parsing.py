@@ -157,13 +157,19 @@ def _peft_type(section: Mapping[Any, Any], where: str) -> tuple[str | None, list
     if "peft_type" not in section:
         return None, [f"{where}.peft_type: missing; supported: {supported}"]
     if isinstance(found, str) and found in METHODS:
-        return found, []
+        return (found, []) if found in known_peft_types() else (None, [f"{where}.peft_type: {_too_new(found)}"])
     if isinstance(found, str) and found in known_peft_types():
         return None, [f"{where}.peft_type: {found} is not supported yet; supported: {supported}"]
     known = dict.fromkeys([*METHODS, *known_peft_types()])
     hint = suggestion(str(found).upper(), known)
     meant = next((name for name in METHODS if f"'{name}'" in hint), None)
     return meant, [f"{where}.peft_type: found {found!r}{hint}; supported: {supported}"]
+
+
+def _too_new(peft_type: str) -> str:
+    import peft
+
+    return f"the installed peft {peft.__version__} has no {peft_type}; a newer one has"
 
 
 def _option_problems(peft_type: str, options: Mapping[Any, Any], where: str) -> list[str]:

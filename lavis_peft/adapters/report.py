@@ -15,7 +15,7 @@ from lavis_peft.adapters.history_file import read_history
 from lavis_peft.adapters.report_text import comparison_text, run_text
 from lavis_peft.adapters.shares import layers_of, per_layer, shares
 from lavis_peft.checks import shortened
-from lavis_peft.errors import ConfigError, DataError, MissingExtra
+from lavis_peft.errors import ConfigError, DataError, DiskFull, MissingExtra
 
 _log = logging.getLogger(__name__)
 
@@ -227,6 +227,8 @@ def _write(folder: Path, texts: Mapping[str, str], draw: Callable[[], dict[str, 
         for name, content in contents.items():
             with atomic_file(folder / name) as file:
                 file.write(content)
+    except DiskFull:
+        raise
     except OSError as error:
-        raise ConfigError(f"{folder}: can't write the report: {error.strerror or error}") from None
+        raise ConfigError(f"{folder}: can't write the report: {error}") from None
     return [folder / name for name in contents]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from lavis_peft.adapters import parsing
+from lavis_peft.adapters.method_table import METHODS
 from lavis_peft.adapters.methods import config_class, for_peft
 from lavis_peft.errors import ConfigError
 
@@ -28,7 +29,9 @@ class AdapterSpec:
     """
 
     mode: Mode = "frozen"
-    peft_type: str | None = field(default=None, metadata={"meaning": "peft's name of the method: LORA or ADALORA"})
+    peft_type: str | None = field(
+        default=None, metadata={"meaning": f"peft's name of the method: {', '.join(METHODS)}"}
+    )
     sublayers: tuple[str, ...] = field(
         default=(), metadata={"meaning": "the sub-layers to adapt, in the paper's words (the table below)"}
     )

@@ -67,6 +67,9 @@ _GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 # family -> what its repeated layers are numbered under
 _STACKS = {"qformer": "layer", "t5": "block", "llama": "layers"}
 
+# The layers that lead out of a feed-forward network, in all families; an attention's output isn't one.
+_OUTWARD = re.compile(r"(?:(?<!attention)\.output(?:_query)?\.dense|\.wo|\.down_proj)$")
+
 # What reports call a layer: the paper's sub-layers, with the Q-Former's two branches apart.
 _REPORTED = ("ffn.query", "ffn.text")
 
@@ -136,6 +139,19 @@ def word_of(family: str, name: str) -> str:
         if re.match(rf"(?:{pattern})(?:\.|$)", name):
             return single if single in _REPORTED else single.split(".")[0]
     return "other"
+
+
+def feed_forward_outputs(names: Iterable[str]) -> list[str] | str:
+    """The layers among these that lead out of a feed-forward network, as peft's IA3 takes them.
+
+    Args:
+        names: Full names of linear layers, of any family.
+
+    Returns:
+        A regular expression that matches just them; an empty list where there is none.
+    """
+    found = [name for name in names if _OUTWARD.search(name)]
+    return "|".join(re.escape(name) for name in found) or []
 
 
 def without_gradient(module: nn.Module, family: str) -> tuple[str, ...]:

@@ -100,6 +100,16 @@ class PartTriplets:
             self.mean = [torch.zeros_like(stack) for stack in self._stacks(_detached)]
             self.uncertainty = [torch.zeros_like(tensor) for tensor in self.mean]
 
+    @property
+    def stack_shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each tensor of an average: per group of equal layers, those of A, E and B, stacked."""
+        firsts = [self._matrices[group[0]] for group in self._groups]
+        return [
+            (len(group), *matrix.shape)
+            for group, matrices in zip(self._groups, firsts, strict=True)
+            for matrix in matrices
+        ]
+
     def forget(self) -> None:
         """Drop the averages."""
         self.mean, self.uncertainty = [], []

@@ -13,12 +13,19 @@ from lavis_peft.errors import UserError
 COMMANDS = {
     "autoload": ("lavis_peft.cli.autoload", "Make a bare `python train.py` find the plugin, or undo it."),
     "bench": ("lavis_peft.cli.bench", "Measure training, ranking and generation beside other ways to do them."),
+    "convert": ("lavis_peft.cli.convert", "Rewrite a run config of the research code in the plugin's form."),
+    "convert-base": ("lavis_peft.cli.convert_base", "Convert base weights from Hugging Face's layout, or to it."),
+    "combine": ("lavis_peft.cli.combine", "Make one adapter of several, chosen by a held-out score."),
     "demo": ("lavis_peft.cli.demo", "Tune a tiny InstructBLIP on easy-VQA and show what it gained."),
     "doctor": ("lavis_peft.cli.doctor", "Show what is installed, what was patched, and what is wrong."),
     "evaluate": ("lavis_peft.cli.evaluate", "Score a model on its test splits, as LAVIS's evaluate.py does."),
+    "experiments": ("lavis_peft.cli.experiments", "Show, run and tabulate the paper's experiments."),
     "export": ("lavis_peft.cli.export", "Write the adapters of a checkpoint in peft's own layout."),
+    "import": ("lavis_peft.cli.import_", "Make a checkpoint of an adapter in peft's layout."),
     "inspect": ("lavis_peft.cli.inspect", "Count what a run config would train, without loading weights."),
     "merge": ("lavis_peft.cli.merge", "Put the adapters of a checkpoint into the base weights."),
+    "prepare": ("lavis_peft.cli.prepare", "Make a benchmark's official download ready for training."),
+    "predict": ("lavis_peft.cli.predict", "Answer questions about pictures with a tuned or merged model."),
     "report": ("lavis_peft.cli.report", "Show where AdaLoRA put its rank, of one run or several."),
     "train": ("lavis_peft.cli.train", "Train by a run config, as LAVIS's train.py does."),
 }
@@ -61,14 +68,19 @@ class LazyGroup(click.Group):
             code = super().main(*args, **{**extra, "standalone_mode": False})
             sys.exit(code if isinstance(code, int) else 0)
         except UserError as error:
-            click.echo(f"Error: {error}", err=True)
-            sys.exit(2)
+            _end_with(error, error.exit_code, f"{error.heading}: {error}")
         except click.ClickException as error:
             error.show()
             sys.exit(2)
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("Interrupted.", err=True)
-            sys.exit(130)
+        except (KeyboardInterrupt, click.Abort) as interrupt:
+            _end_with(interrupt, 130, "Interrupted.")
+
+
+def _end_with(error: BaseException, code: int, text: str) -> None:
+    from lavis_peft.runners import peers
+
+    peers.end_with(error, code, lambda: click.echo(text, err=True))
+    sys.exit(code)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

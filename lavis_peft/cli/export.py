@@ -18,15 +18,41 @@ TRAINED = "trained.safetensors"
 @click.option("--checkpoint", required=True, metavar="PTH", help="The checkpoint to export, as a run writes it.")
 @click.option("--output", required=True, metavar="DIR", help="Folder to write; must not exist yet, or be empty.")
 @click.option("--prune", is_flag=True, help="Leave out AdaLoRA's ranks that were taken away.")
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["peft", "peft-hf"]),
+    default="peft",
+    show_default=True,
+    help="Names of LAVIS's Q-Former, or of transformers' InstructBLIP.",
+)
+@click.option(
+    "--push-to-hub", "repo", metavar="OWNER/NAME", help="Upload the folder (but run.yaml) to the hub as well."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def command(cfg_path: str, options: tuple[str, ...], checkpoint: str, output: str, prune: bool, as_json: bool) -> None:
+def command(
+    cfg_path: str,
+    options: tuple[str, ...],
+    checkpoint: str,
+    output: str,
+    prune: bool,
+    layout: str,
+    repo: str | None,
+    as_json: bool,
+) -> None:
     """Write a checkpoint's adapters as peft does, one folder for each part.
 
     DIR/qformer and DIR/llm get adapter_config.json and adapter_model.safetensors; trained.safetensors holds what
-    trained besides, under LAVIS's names. AdaLoRA becomes plain LoRA; with --prune, each layer keeps its own rank.
+    trained besides; README.md is a model card; run.yaml is the run config, for `lavis-peft predict --adapter DIR`.
+    AdaLoRA becomes plain LoRA; with --prune, each layer keeps its own rank. With --format peft-hf,
+    PeftModel.from_pretrained takes DIR/qformer on the `qformer` of transformers' InstructBLIP, and DIR/llm on its
+    `language_model`; `lavis-peft import` reads both formats.
+
     Before the folder appears, what was written is put into a fresh base model, which must score as the tuned one does.
     """
-    result = export(cfg_path, list(options), checkpoint, Path(output), prune)
+    result = export(cfg_path, list(options), checkpoint, Path(output), prune, layout)
+    if repo is not None:
+        result["url"] = _push(Path(result["output"]), repo)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
@@ -37,9 +63,13 @@ def command(cfg_path: str, options: tuple[str, ...], checkpoint: str, output: st
     click.echo(f"largest difference of a score: {result['difference']:.2e}")
     for name in result["files"]:
         click.echo(f"  {Path(result['output']) / name}")
+    if "url" in result:
+        click.echo(result["url"])
 
 
-def export(cfg_path: str, options: list[str], checkpoint: str, output: Path, prune: bool = False) -> dict[str, Any]:
+def export(
+    cfg_path: str, options: list[str], checkpoint: str, output: Path, prune: bool = False, layout: str = "peft"
+) -> dict[str, Any]:
     """Export a checkpoint's adapters, verify and write them.
 
     Args:
@@ -48,6 +78,7 @@ def export(cfg_path: str, options: list[str], checkpoint: str, output: Path, pru
         checkpoint: A runner's checkpoint, path or URL.
         output: The folder to write; appears only when its content was checked.
         prune: Leave out ranks that AdaLoRA took away.
+        layout: ``peft``, or ``peft-hf`` for Hugging Face's names.
 
     Returns:
         ``output``, ``files``, ``parts`` (``layers``, ``ranks`` and ``parameters`` of each), ``difference`` and
@@ -66,8 +97,10 @@ def export(cfg_path: str, options: list[str], checkpoint: str, output: Path, pru
     lavis_peft.register()
     model, section = tuned_model(config, cfg_path, checkpoint, "export")
     with whole_folder(output) as partial:
-        parts = _write(model, partial, prune)
-        checked = check_difference("the exported adapter", model, _rebuilt(model, section, list(parts), partial))
+        parts = _write(model, partial, prune, layout)
+        _write_texts(config, section, partial, parts, layout)
+        read = _imported if layout == "peft-hf" else _rebuilt
+        checked = check_difference("the exported adapter", model, read(model, section, partial))
         files = sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())
     return {
         "output": str(output),
@@ -77,11 +110,11 @@ def export(cfg_path: str, options: list[str], checkpoint: str, output: Path, pru
     }
 
 
-def _write(model: Any, folder: Path, prune: bool) -> dict[str, dict[str, int]]:
-    from safetensors.torch import save_file
-
-    from lavis_peft.adapters.export import exported, write_adapter
+def _write(model: Any, folder: Path, prune: bool, layout: str) -> dict[str, dict[str, int]]:
+    from lavis_peft.adapters.checkpoint import save_tensors
+    from lavis_peft.adapters.export import exported, in_hf_names, write_adapter
     from lavis_peft.adapters.merge import besides_adapters
+    from lavis_peft.hf.keys import to_hf
 
     parts = {}
     for part, module in model.adapter_parts().items():
@@ -89,29 +122,71 @@ def _write(model: Any, folder: Path, prune: bool) -> dict[str, dict[str, int]]:
         if spec.mode != "adapter":
             continue
         config, tensors = exported(module, spec, prune)
-        write_adapter((config, tensors), folder / part)
+        renamed = layout == "peft-hf" and part == "qformer"
+        write_adapter(in_hf_names((config, tensors)) if renamed else (config, tensors), folder / part)
         parts[part] = {
             "layers": len(config["target_modules"]),
             "ranks": sum(tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A.weight")),
             "parameters": sum(tensor.numel() for tensor in tensors.values()),
         }
     rest = {name: tensor.detach().cpu().contiguous() for name, tensor in besides_adapters(model).items()}
+    if layout == "peft-hf":
+        rest = {to_hf(name): tensor for name, tensor in rest.items()}
     if rest:
-        save_file(rest, folder / TRAINED, metadata={"format": "pt"})
+        save_tensors(rest, folder / TRAINED)
     return parts
 
 
-def _rebuilt(model: Any, section: dict[str, Any], parts: list[str], folder: Path) -> Any:
+def _write_texts(config: Any, section: dict[str, Any], folder: Path, parts: dict[str, Any], layout: str) -> None:
+    from omegaconf import OmegaConf
+
+    from lavis_peft.adapters.card import model_card
+
+    run = OmegaConf.to_container(config)
+    run["run"].pop("resume_ckpt_path", None)  # the tuned model's own
+    run["model"] = {key: value for key, value in section.items() if key not in ("finetuned", "load_finetuned")}
+    (folder / "run.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(run)), encoding="utf-8")
+    rest = (folder / TRAINED).is_file()
+    (folder / "README.md").write_text(model_card(section, parts, layout == "peft-hf", rest), encoding="utf-8")
+
+
+def _rebuilt(model: Any, section: dict[str, Any], folder: Path) -> Any:
     """A fresh base model with the written files in it."""
-    from safetensors.torch import load_file
     from torch import nn
 
+    from lavis_peft.adapters.checkpoint import read_checkpoint
     from lavis_peft.adapters.export import put_back
 
     dropped = ("adapters", "finetuned", "load_finetuned")
     plain = type(model).from_config({key: value for key, value in section.items() if key not in dropped})
     if (folder / TRAINED).is_file():
-        nn.Module.load_state_dict(plain, load_file(folder / TRAINED), strict=False)
-    for part in parts:
-        put_back(plain.adapter_parts()[part], folder / part)
+        nn.Module.load_state_dict(plain, read_checkpoint(folder / TRAINED), strict=False)
+    for part, module in plain.adapter_parts().items():
+        if (folder / part).is_dir():
+            put_back(module, folder / part)
     return plain.eval()
+
+
+def _imported(model: Any, section: dict[str, Any], folder: Path) -> Any:
+    """A fresh base model with the written files in it, names translated back."""
+    from lavis_peft.models.incoming import loaded, read_incoming
+
+    return loaded(type(model), section, read_incoming(type(model), section, folder))
+
+
+def _push(folder: Path, repo: str) -> str:
+    """Upload a folder to the hub, as the user whose token is stored; returns its address."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    from lavis_peft.checks import first_line
+    from lavis_peft.errors import ConfigError
+
+    api = HfApi()
+    try:
+        api.create_repo(repo, exist_ok=True)
+        # The run config has paths of this machine in it.
+        api.upload_folder(repo_id=repo, folder_path=str(folder), ignore_patterns=["run.yaml"])
+    except (OSError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
+        raise ConfigError(f"--push-to-hub {repo}: {first_line(error)}; the folder is at {folder}") from error
+    return f"https://huggingface.co/{repo}"

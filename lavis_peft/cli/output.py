@@ -35,22 +35,78 @@ def check_folder(output: Path) -> Path:
     return output
 
 
+def check_checkpoint_name(output: str) -> Path:
+    """The full path of a checkpoint to write, if it and a YAML beside it can be.
+
+    Raises:
+        ConfigError: With everything that stands against it.
+    """
+    target = Path(output).expanduser().resolve()
+    problems = [] if target.suffix == ".pth" else [f"--output {target}: must end in .pth, as checkpoints do"]
+    taken = [path for path in (target, target.with_suffix(".yaml")) if path.exists()]
+    problems += [f"--output {path}: exists already; give a new name" for path in taken]
+    # Tried before anything is read: what comes may take hours.
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        problems.append(f"--output {target}: can't be written to ({error.strerror or first_line(error)})")
+    if problems:
+        raise ConfigError(problems)
+    return target
+
+
 @contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
     """A folder to write into, which takes its place when the block ends well and leaves no trace when it doesn't.
 
     Args:
         output: What `check_folder` returned.
+
+    Raises:
+        WriteError: There is no room for it, or it can't be written otherwise.
     """
+    from lavis_peft.adapters.files import writing
+
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        yield partial
+        with writing(output):
+            yield partial
         partial.chmod(0o755)  # mkdtemp's folders are the owner's alone
         if output.exists():
             output.rmdir()
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def tuned_section(config: Any, cfg_path: str, purpose: str) -> tuple[Any, dict[str, Any]]:
+    """The class of a run config's model, and its `model` section with defaults filled in.
+
+    Args:
+        config: The run config, overrides merged in.
+        cfg_path: Its name, for messages.
+        purpose: What it is for, in a message: "nothing to …"; empty where it needs no adapter.
+
+    Raises:
+        ConfigError: It isn't a model of this plugin, or has no adapter.
+    """
+    from lavis.common.registry import registry
+    from omegaconf import OmegaConf
+
+    from lavis_peft.runners.config import model_problems, model_section
+
+    problems = model_problems(config.model)
+    if not problems and not hasattr(registry.get_model_class(config.model.arch), "apply_adapters"):
+        problems = [f"model.arch: {config.model.arch} is not a model of this plugin"]
+    if problems:
+        raise ConfigError(problems, where=cfg_path)
+    section = OmegaConf.to_container(model_section(config), resolve=True)
+    cls = registry.get_model_class(section["arch"])
+    spec = cls.parse_config(section)
+    if purpose and "adapter" not in {spec.adapters.qformer.mode, spec.adapters.llm.mode}:
+        raise ConfigError(f"model.adapters: names no adapter, so there is nothing to {purpose}", where=cfg_path)
+    return cls, section
 
 
 def tuned_model(config: Any, cfg_path: str, checkpoint: str, purpose: str) -> tuple[Any, dict[str, Any]]:
@@ -66,22 +122,7 @@ def tuned_model(config: Any, cfg_path: str, checkpoint: str, purpose: str) -> tu
         ConfigError: It isn't a model of this plugin, or has no adapter.
         CheckpointError: The checkpoint can't be read or belongs to another model.
     """
-    from lavis.common.registry import registry
-    from omegaconf import OmegaConf
-
-    from lavis_peft.runners.config import model_problems, model_section
-
-    problems = model_problems(config.model)
-    if not problems and not hasattr(registry.get_model_class(config.model.arch), "apply_adapters"):
-        problems = [f"model.arch: {config.model.arch} is not a model of this plugin"]
-    if problems:
-        raise ConfigError(problems, where=cfg_path)
-    section = OmegaConf.to_container(model_section(config), resolve=True)
-    cls = registry.get_model_class(section["arch"])
-    spec = cls.parse_config(section)
-    modes = {spec.adapters.qformer.mode, spec.adapters.llm.mode}
-    if "adapter" not in modes:
-        raise ConfigError(f"model.adapters: names no adapter, so there is nothing to {purpose}", where=cfg_path)
+    cls, section = tuned_section(config, cfg_path, purpose)
     return cls.from_config({**section, "load_finetuned": True, "finetuned": checkpoint}).eval(), section
 
 

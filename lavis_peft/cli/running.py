@@ -29,14 +29,18 @@ def run(cfg_path: str, options: Sequence[str], training: bool) -> dict[str, Any]
     """
     # LAVIS prints its progress; standard output is for results.
     with contextlib.redirect_stdout(sys.stderr):
-        runner = build_runner(cfg_path, options, training)
-        metrics = (runner.train() if training else runner.evaluate(skip_reload=True)) or {}
+        cfg = start(cfg_path, options, training)
+        result = _finished(cfg) if training else None
+        if result is None:
+            runner = _build(cfg, training)
+            metrics = (runner.train() if training else runner.evaluate(skip_reload=True)) or {}
+            result = {"output_dir": runner.output_dir, **metrics}
 
         from lavis_peft.runners import distributed
 
         main = distributed.is_main()
         distributed.shutdown()
-    return {"output_dir": runner.output_dir, **metrics} if main else {}
+    return result if main else {}
 
 
 def build_runner(cfg_path: str, options: Sequence[str], training: bool) -> Any:
@@ -53,31 +57,87 @@ def build_runner(cfg_path: str, options: Sequence[str], training: bool) -> Any:
     Raises:
         ConfigError: Something in the config is wrong; raised before any weight is read where it can be known by then.
     """
+    return _build(start(cfg_path, options, training), training)
+
+
+def start(cfg_path: str, options: Sequence[str], training: bool) -> Any:
+    """Check a run config, and join the other processes of the run.
+
+    Args:
+        cfg_path: The run config.
+        options: Overrides.
+        training: Whether the run is to train, or only to score.
+
+    Returns:
+        LAVIS's config.
+
+    Raises:
+        ConfigError: Something in the config is wrong.
+    """
     from lavis_peft import register
     from lavis_peft.runners.config_file import read_run_file
 
     read_run_file(cfg_path, options)  # before the seconds that LAVIS's import takes
     register()
-    from lavis import tasks
     from lavis.common.logger import setup_logger
-    from lavis.common.registry import registry
 
     from lavis_peft.runners import distributed, hooks
     from lavis_peft.runners.config import RunConfig
-    from lavis_peft.runners.spec import OURS
 
     hooks.install()
     cfg = RunConfig(Namespace(cfg_path=cfg_path, options=list(options)))
-    ours = cfg.run_cfg.runner in OURS
-    if ours:
+    if _is_ours(cfg):
         _check_purpose(cfg, training)
     distributed.init_distributed_mode(cfg.run_cfg)
-    _seed(int(cfg.run_cfg.seed) + distributed.rank())
     setup_logger()
     cfg.pretty_print()
+    return cfg
+
+
+def _finished(cfg: Any) -> dict[str, Any] | None:
+    """What a run that is to be gone on with came to, if it is done: known before data and weights are read."""
+    from omegaconf import OmegaConf
+
+    from lavis_peft.runners.agreement import agreed
+    from lavis_peft.runners.config import run_spec
+    from lavis_peft.runners.finished import finished_metrics
+    from lavis_peft.runners.spec import AUTO
+    from lavis_peft.runners.whole import newest_run
+
+    if not _is_ours(cfg):
+        return None
+    spec = run_spec(cfg.run_cfg)
+    if spec.resume_ckpt_path != AUTO or spec.evaluate:
+        return None
+
+    def look() -> dict[str, Any] | None:
+        folder = newest_run(spec.output_dir)
+        config = OmegaConf.to_container(cfg.config, resolve=True)
+        metrics = None if folder is None else finished_metrics(folder, config)
+        if metrics is None:
+            return None
+        click.echo(f"{folder} is finished; these are its test metrics", err=True)
+        return {"output_dir": str(folder), **metrics}
+
+    return agreed(look)
+
+
+def _is_ours(cfg: Any) -> bool:
+    from lavis_peft.runners.spec import OURS
+
+    return cfg.run_cfg.runner in OURS
+
+
+def _build(cfg: Any, training: bool) -> Any:
+    from lavis import tasks
+    from lavis.common.registry import registry
+
+    from lavis_peft.runners import distributed
+
+    _seed(int(cfg.run_cfg.seed) + distributed.rank())
     task = tasks.setup_task(cfg)
     datasets = task.build_datasets(cfg)
-    if ours:
+    if _is_ours(cfg):
         _check_datasets(cfg, datasets, training)
     model = task.build_model(cfg)
     runner_cls = registry.get_runner_class(cfg.run_cfg.runner)

@@ -1,4 +1,4 @@
-"""Data for instruction tuning: builders and datasets, `instruct_json` for one's own data and `easy_vqa`."""
+"""Data for instruction tuning: `instruct_json` for one's own data, `easy_vqa`, and the paper's four benchmarks."""
 
 from typing import Any
 
@@ -9,7 +9,15 @@ def __getattr__(name: str) -> Any:
         # LAVIS comes first: its import registers this very table, which must not happen halfway through what follows.
         import lavis  # noqa: F401
 
-        from lavis_peft.datasets.builders import EasyVqaBuilder, InstructJsonBuilder
+        from lavis_peft.datasets import builders
 
-        return {"instruct_json": InstructJsonBuilder, "easy_vqa": EasyVqaBuilder}
+        classes = (
+            builders.InstructJsonBuilder,
+            builders.EasyVqaBuilder,
+            builders.ScienceQaBuilder,
+            builders.IconQaBuilder,
+            builders.VizWizBuilder,
+            builders.Flickr30kBuilder,
+        )
+        return {cls.name: cls for cls in classes}
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,10 +16,11 @@ from lavis_peft.datasets.files import annotation_files, locate, read_annotations
 from lavis_peft.datasets.images import ImageFiles, check_images
 from lavis_peft.datasets.processors import build_processors
 from lavis_peft.datasets.records import Record, check_unique, raise_if, read_record
-from lavis_peft.datasets.selection import carve, shuffle_images, subset
+from lavis_peft.datasets.selection import carve, shuffle_images, split_answers, subset
 from lavis_peft.datasets.spec import DatasetSpec, EasyVqaSpec, InstructJsonSpec, parse_easy_vqa, parse_instruct_json
 from lavis_peft.errors import ConfigError, DataError
 from lavis_peft.paths import plugin_configs_dir
+from lavis_peft.research.records import READERS
 
 
 def _default_config(name: str) -> dict[str, str]:
@@ -83,7 +84,10 @@ class InstructBuilder(BaseDatasetBuilder):
         check_images(records)
         if spec.shuffle_images:
             records = shuffle_images(records, spec.seed, f"{self.where}.shuffle_images")
-        mode = "train" if split == "train" else "eval"
+        train = split == "train"
+        if train and spec.train_answers == "each":
+            records = split_answers(records)
+        mode = "train" if train else "eval"
         return InstructDataset(
             records,
             ImageFiles(spec.cache_images),
@@ -91,7 +95,9 @@ class InstructBuilder(BaseDatasetBuilder):
             spec.target,
             self.vis_processors[mode],
             self.text_processors[mode],
-            train=split == "train",
+            train=train,
+            option_separator=spec.option_separator,
+            every_answer=spec.train_answers == "together",
         )
 
 
@@ -114,6 +120,8 @@ class InstructJsonBuilder(InstructBuilder):
     name = "instruct_json"
     DATASET_CONFIG_DICT = _default_config("instruct_json")
     spec: InstructJsonSpec
+    #: What to do about an annotation file that isn't there.
+    remedy = ""
 
     def parse(self, section: Mapping[str, Any], where: str) -> InstructJsonSpec:
         """The section as a checked value."""
@@ -129,7 +137,8 @@ class InstructJsonBuilder(InstructBuilder):
 
     def _split(self, split: str, annotations: Any) -> list[Record]:
         cache_root = registry.get_path("cache_root")
-        files = annotation_files(annotations, f"{self.where}.build_info.annotations.{split}", cache_root)
+        where = f"{self.where}.build_info.annotations.{split}"
+        files = annotation_files(annotations, where, cache_root, remedy=self.remedy)
         used = self.spec.prompt.fields | self.spec.target.fields
         records: list[Record] = []
         problems: list[str] = []
@@ -137,7 +146,7 @@ class InstructJsonBuilder(InstructBuilder):
             folder = self._image_dir(path, cache_root)
             for place, raw in read_annotations(path):
                 record = read_record(
-                    raw,
+                    self.adopted(raw),
                     folder,
                     f"{path}: {place}",
                     str(len(records)),
@@ -149,11 +158,56 @@ class InstructJsonBuilder(InstructBuilder):
         raise_if([*problems, *check_unique(records)])
         return records
 
+    def adopted(self, raw: Any) -> Any:
+        """The record in this plugin's form, where it is in another that the builder knows."""
+        return raw
+
     def _image_dir(self, annotation_file: Path, cache_root: str | None) -> str:
         if self.spec.images is None:
             return str(annotation_file.parent)
         # A folder that isn't there is left as it is: the check of the pictures then says so, with its full path.
         return str(locate(self.spec.images, cache_root) or os.path.abspath(os.path.expanduser(self.spec.images)))
+
+
+class BenchmarkBuilder(InstructJsonBuilder):
+    """What the paper's benchmarks share: `prepare` writes their files, and those of the research code are read too."""
+
+    @property
+    def remedy(self) -> str:  # type: ignore[override]
+        """The command that writes the files."""
+        return f"`lavis-peft prepare {self.name.removesuffix('_peft')}` writes it, and the paths in a dataset.yaml"
+
+    def adopted(self, raw: Any) -> Any:
+        """The record in this plugin's form, also where it is in the research code's."""
+        return READERS[self.name](raw) if isinstance(raw, Mapping) else raw
+
+
+class ScienceQaBuilder(BenchmarkBuilder):
+    """`scienceqa_peft`: ScienceQA's questions with a picture, prompted as in Kim et al. 2024."""
+
+    name = "scienceqa_peft"
+    DATASET_CONFIG_DICT = _default_config(name)
+
+
+class IconQaBuilder(BenchmarkBuilder):
+    """`iconqa_peft`: IconQA's multi-text-choice sub-task, prompted as in Kim et al. 2024."""
+
+    name = "iconqa_peft"
+    DATASET_CONFIG_DICT = _default_config(name)
+
+
+class VizWizBuilder(BenchmarkBuilder):
+    """`vizwiz_peft`: VizWiz-VQA, prompted as in the research code of Kim et al. 2024."""
+
+    name = "vizwiz_peft"
+    DATASET_CONFIG_DICT = _default_config(name)
+
+
+class Flickr30kBuilder(BenchmarkBuilder):
+    """`flickr30k_peft`: Flickr30k's captions in Karpathy's splits, prompted as in that research code."""
+
+    name = "flickr30k_peft"
+    DATASET_CONFIG_DICT = _default_config(name)
 
 
 class EasyVqaBuilder(InstructBuilder):

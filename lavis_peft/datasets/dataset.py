@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from lavis_peft.datasets.images import ImageFiles
+from lavis_peft.datasets.bad_samples import BadSample
+from lavis_peft.datasets.images import ImageFiles, UnreadableImage
 from lavis_peft.datasets.records import Record
 from lavis_peft.datasets.template import Template, letter, options
 from lavis_peft.errors import DataError
@@ -28,8 +29,13 @@ class InstructDataset(Dataset):
         target: Template of the model's output, and of each candidate that is ranked.
         vis_processor: From an RGB picture to a tensor (3, H, W).
         text_processor: From a finished prompt to the text that the model sees.
-        train: Whether to draw the target among several answers; else it is the first.
+        train: Whether this is training; else the target is a question's first answer.
+        option_separator: What stands between the options of a prompt.
+        every_answer: In training, `collater` repeats a question for each of its answers; else one is drawn an epoch.
     """
+
+    #: Whether a picture that can't be read gives a `BadSample`; only in training, since a metric counts every question.
+    gives_bad_samples = False
 
     def __init__(
         self,
@@ -40,6 +46,8 @@ class InstructDataset(Dataset):
         vis_processor: Callable[[Any], torch.Tensor],
         text_processor: Callable[[str], str],
         train: bool = False,
+        option_separator: str = " ",
+        every_answer: bool = False,
     ) -> None:
         self.records = list(records)
         self._images = images
@@ -48,6 +56,8 @@ class InstructDataset(Dataset):
         self._vis_processor = vis_processor
         self._text_processor = text_processor
         self._train = train
+        self._option_separator = option_separator
+        self._every_answer = train and every_answer
         self._seed = 0
         self._epoch = 0
 
@@ -68,32 +78,42 @@ class InstructDataset(Dataset):
         """The ids of all questions, in order."""
         return [record.question_id for record in self.records]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any] | BadSample:
         """One sample.
 
         Raises:
-            UnreadableImage: The picture can't be decoded.
+            UnreadableImage: The picture is gone or can't be decoded, and `gives_bad_samples` is off.
         """
         record = self.records[index]
-        picture = self._images.read(record.image, record.where)
-        return {
+        try:
+            picture = self._images.read(record.image, record.where)
+        except UnreadableImage as error:
+            if self._train and self.gives_bad_samples:
+                return BadSample(str(error))
+            raise
+        prompt = self._prompt.render(_prompt_values(record, self._option_separator))
+        sample = {
             "image": self._tensor(picture, index),
-            "text_input": self._text_processor(self._prompt.render(_prompt_values(record))),
+            "text_input": self._text_processor(prompt),
             "text_output": self._render_target(record, self._draw_answer(record, index)),
             "question_id": record.question_id,
             "image_id": record.image_id,
             "question_type": record.question_type,
+            "groups": {name: list(labels) for name, labels in record.groups.items()},
             "answer": record.answers[0],
             "answers": list(record.answers),
             "choices": list(record.choices),
             "candidates": [self._render_target(record, choice) for choice in record.choices],
             "instance_id": str(index),
         }
+        if self._every_answer:
+            sample["targets"] = [self._render_target(record, answer) for answer in record.answers]
+        return sample
 
     def _tensor(self, picture: Any, index: int) -> torch.Tensor:
         if not self._train or getattr(self._vis_processor, "deterministic", False):
             return self._vis_processor(picture)
-        with _drawing_from(f"image-{self._seed}-{self._epoch}-{index}"):
+        with drawing_from(f"image-{self._seed}-{self._epoch}-{index}"):
             return self._vis_processor(picture)
 
     def _draw_answer(self, record: Record, index: int) -> str:
@@ -110,9 +130,13 @@ class InstructDataset(Dataset):
     def collater(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Samples as a batch: ``image`` stacked to (B, 3, H, W), every other key a list.
 
+        With ``every_answer`` a sample of k answers becomes k, so that B is the number of answers.
+
         Raises:
             DataError: The pictures differ in size.
         """
+        if self._every_answer:
+            samples = [{**sample, "text_output": target} for sample in samples for target in sample["targets"]]
         shapes = {tuple(sample["image"].shape) for sample in samples}
         if len(shapes) > 1:
             raise DataError(
@@ -123,17 +147,17 @@ class InstructDataset(Dataset):
         return batch
 
 
-def _prompt_values(record: Record) -> dict[str, str]:
+def _prompt_values(record: Record, option_separator: str) -> dict[str, str]:
     return {
         "question": record.question,
         "context": record.context,
-        "options": options(record.choices),
+        "options": options(record.choices, option_separator),
         "choices": ", ".join(record.choices),
     }
 
 
 @contextmanager
-def _drawing_from(name: str) -> Iterator[None]:
+def drawing_from(name: str) -> Iterator[None]:
     """Seed the generators that image processors draw from, and put them back afterwards.
 
     torch.manual_seed would do more than is wanted: it seeds the GPUs too, and so dropout.

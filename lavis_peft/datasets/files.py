@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lavis_peft.checks import first_line
 from lavis_peft.datasets.spec import Annotations
 from lavis_peft.errors import DataError
 
@@ -23,13 +24,14 @@ def locate(path: str, cache_root: str | None) -> Path | None:
     return next((candidate.absolute() for candidate in candidates if candidate.exists()), None)
 
 
-def annotation_files(annotations: Annotations, where: str, cache_root: str | None) -> list[Path]:
+def annotation_files(annotations: Annotations, where: str, cache_root: str | None, remedy: str = "") -> list[Path]:
     """The files of one split.
 
     Args:
         annotations: The split's section.
         where: The section's dotted name in messages.
         cache_root: LAVIS's cache folder.
+        remedy: What to do about a file that isn't there.
 
     Raises:
         DataError: Naming every file that isn't there. Nothing is ever downloaded.
@@ -40,8 +42,11 @@ def annotation_files(annotations: Annotations, where: str, cache_root: str | Non
         # LAVIS copies a local file named by `url` to `storage`; reading it in place comes to the same.
         path = locate(storage, cache_root) or (locate(url, cache_root) if url else None)
         if path is None:
-            remedy = f"; nothing is downloaded here: fetch {url} yourself" if url else ""
-            problems.append(f"{where}.storage: no file {storage!r} (working directory {os.getcwd()}){remedy}")
+            advice = f"nothing is downloaded here: fetch {url} yourself" if url else remedy
+            problems.append(
+                f"{where}.storage: no file {storage!r} (working directory {os.getcwd()})"
+                + (f"; {advice}" if advice else "")
+            )
         elif path.is_dir():
             problems.append(f"{where}.storage: {storage!r} is a folder; expected a JSON or JSONL file")
         else:
@@ -78,8 +83,8 @@ def read_annotations(path: Path) -> list[tuple[str, Any]]:
 def _json_list(path: Path, text: str) -> list[tuple[str, Any]]:
     try:
         entries = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: {_fault(error, 'not JSON')}") from None
     return [(f"record {number}", entry) for number, entry in enumerate(entries, start=1)]
 
 
@@ -90,6 +95,13 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             continue
         try:
             yield f"line {number}", json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             kind = "neither a JSON list nor one record a line" if number == 1 else "not JSON"
-            raise DataError(f"{path}: {kind}: line {number}, column {error.colno}: {error.msg}") from None
+            raise DataError(f"{path}: {_fault(error, kind, number)}") from None
+
+
+def _fault(error: Exception, kind: str, line: int | None = None) -> str:
+    """What is wrong with JSON; numbers of thousands of digits and endless nesting have errors without a place."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{kind}: line {line or error.lineno}, column {error.colno}: {error.msg}"
+    return f"{f'line {line} ' if line else ''}can't be read: {first_line(error)}"

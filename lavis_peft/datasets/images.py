@@ -13,7 +13,7 @@ from lavis_peft.datasets.records import Record, summary
 from lavis_peft.errors import DataError
 
 # What Pillow's decoders raise on damaged files, found in its source; there is no common base class.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class UnreadableImage(DataError):
@@ -83,8 +83,24 @@ class ImageFiles:
         return Image.fromarray(self._cache[path])
 
 
+def damage(path: str) -> str:
+    """What is wrong with a picture's file; nothing if all of it can be decoded.
+
+    Call it inside `whole_files_only`: the switch is the program's, so threads can't each have their own.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except FileNotFoundError:
+        return "missing"
+    except DAMAGED as error:
+        return f"can't be read ({error})"
+    return ""
+
+
 @contextmanager
-def _whole_files_only() -> Iterator[None]:
+def whole_files_only() -> Iterator[None]:
+    """Make Pillow refuse a truncated picture."""
     # LAVIS switches this on for the whole program when it is imported, and a truncated picture becomes a grey one.
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -96,7 +112,7 @@ def _whole_files_only() -> Iterator[None]:
 
 def _decode(path: str, where: str) -> Image.Image:
     try:
-        with _whole_files_only(), Image.open(path) as image:
+        with whole_files_only(), Image.open(path) as image:
             return image.convert("RGB")
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise UnreadableImage(f"{path}: the image can't be read ({error}); named by {where}") from None

@@ -3,13 +3,13 @@
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from lavis_peft.errors import DataError
 
-_OPTIONAL = ("choices", "context", "question_id", "question_type")
+_OPTIONAL = ("choices", "context", "groups", "question_id", "question_type")
 _FIELDS = ("image", "question", "answer", *_OPTIONAL)
 _SHOWN = 10
 
@@ -28,6 +28,7 @@ class Record:
         place: File and line or number, for messages.
         question_type: For the metrics; ``a/b`` counts under ``a`` and under ``a/b``.
         context: What the prompt's ``{context}`` stands for.
+        groups: For the metrics, which are also given for each label: from a name, as ``grade``, to its labels.
     """
 
     image: str
@@ -39,6 +40,7 @@ class Record:
     place: str
     question_type: str = ""
     context: str = ""
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def where(self) -> str:
@@ -78,7 +80,15 @@ class _RecordReader:
             return ""
         if needed and not value.strip():
             self._add(f"'{key}' is blank")
+        self._check_text(key, value)
         return value
+
+    def _check_text(self, key: str, value: str) -> None:
+        # JSON's \ud800 is half of a character, which no file or terminal takes; better said here than at the run's end.
+        if not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
+            self._add(f"'{key}' has half a character (a lone surrogate) in it: {value!r}")
+        if "\0" in value:
+            self._add(f"'{key}' has a zero byte in it: {value!r}")
 
     def texts(self, key: str) -> tuple[str, ...]:
         value = self._raw.get(key)
@@ -87,7 +97,22 @@ class _RecordReader:
         if not isinstance(value, list) or not all(isinstance(entry, str) and entry.strip() for entry in value):
             self._add(f"'{key}' must be a list of texts, found {value!r}")
             return ()
+        for entry in value:
+            self._check_text(key, entry)
         return tuple(value)
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        value = self._raw.get("groups")
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            self._add(f"'groups' must be a mapping from a name to a label or a list of labels, found {value!r}")
+            return {}
+        groups = {str(name): tuple(found) if isinstance(found, list) else (found,) for name, found in value.items()}
+        for name, labels in groups.items():
+            if not all(isinstance(label, str) and label.strip() for label in labels):
+                self._add(f"'groups': {name!r} must be a text or a list of texts, found {value[name]!r}")
+        return groups
 
     def answers(self) -> tuple[str, ...]:
         value = self._raw.get("answer")
@@ -103,6 +128,8 @@ class _RecordReader:
             return default
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             self._add(f"'question_id' must be a text or a whole number, found {value!r}")
+            return default
+        self._check_text("question_id", str(value))
         return str(value)
 
     def typos(self) -> None:
@@ -160,6 +187,7 @@ def read_record(
         place=place,
         question_type=reader.text("question_type"),
         context=reader.text("context"),
+        groups=reader.groups(),
     )
     problems += reader.problems or choice_problems(record, used)
     return None if reader.problems else record

@@ -1,6 +1,6 @@
 """Reads one section of a run config, collecting every problem on the way."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -43,15 +43,23 @@ class SectionReader:
         self._add(key, f"a whole number of at least {least}", value)
         return default
 
-    def text(self, key: str, default: str | None = None) -> str | None:
-        """A text that isn't blank."""
+    def text(self, key: str, default: str | None = None, blank: bool = False) -> str | None:
+        """A text; one of spaces only if it may be ``blank``."""
         value = self._section.get(key)
         if value is None:
             return default
-        if isinstance(value, str) and value.strip():
+        if isinstance(value, str) and (blank or value.strip()):
             return value
         self._add(key, "a text", value)
         return default
+
+    def choice(self, key: str, allowed: Sequence[str]) -> str:
+        """One of some words; the first where the key is absent."""
+        value = self._section.get(key, allowed[0])
+        if value in allowed:
+            return value
+        self._add(key, f"one of {', '.join(allowed)}", value)
+        return allowed[0]
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A text or a list of texts; nothing where the key is absent."""

@@ -16,6 +16,11 @@ def subset(records: Sequence[Record], limit: int | None, seed: int) -> list[Reco
     return [records[index] for index in kept]
 
 
+def split_answers(records: Sequence[Record]) -> list[Record]:
+    """A record for each right answer of each record."""
+    return [replace(record, answers=(answer,)) for record in records for answer in record.answers]
+
+
 def carve(records: Sequence[Record], n_images: int, seed: int, where: str) -> tuple[list[Record], list[Record]]:
     """Set some pictures apart, with all their questions.
 

@@ -12,6 +12,8 @@ from lavis_peft.errors import ConfigError
 SPLITS = ("train", "val", "test")
 PROMPT_FIELDS = ("question", "context", "options", "choices")
 TARGET_FIELDS = ("answer", "letter")
+#: What becomes of several right answers in training.
+TRAIN_ANSWERS = ("drawn", "each", "together")
 
 #: Keys that LAVIS reads, not the dataset.
 _LAVIS_KEYS = ("type", "data_type")
@@ -37,6 +39,14 @@ class DatasetSpec:
     target: Template = field(metadata={"meaning": "what is trained and ranked; fields {answer} {letter}"})
     vis_processor: Mapping[str, Any] = field(metadata={"meaning": "image processors, `train` and `eval`"})
     text_processor: Mapping[str, Any] = field(metadata={"meaning": "prompt processors, `train` and `eval`"})
+    option_separator: str = _key(
+        "what stands between the options in `{options}`; `\\n` in double quotes is a line break", " "
+    )
+    train_answers: str = _key(
+        "of several right answers, training takes: `drawn`, one at random each epoch; `each`, every one as a sample of "
+        "its own; `together`, all of them in the question's batch, which grows by as much",
+        "drawn",
+    )
     max_samples: Mapping[str, int] = field(
         default_factory=dict, metadata={"meaning": "keep at most so many questions of a split, drawn by `seed`"}
     )
@@ -94,6 +104,8 @@ def _common(reader: SectionReader, splits: tuple[str, ...], where: str) -> dict[
         "target": target,
         "vis_processor": reader.mapping("vis_processor"),
         "text_processor": reader.mapping("text_processor"),
+        "option_separator": reader.text("option_separator", " ", blank=True),
+        "train_answers": reader.choice("train_answers", TRAIN_ANSWERS),
         "max_samples": _max_samples(reader, splits, where),
         "shuffle_images": reader.flag("shuffle_images", False),
         "cache_images": reader.flag("cache_images", False),

@@ -69,6 +69,6 @@ def letter(index: int) -> str:
     return (letter(head - 1) if head else "") + string.ascii_lowercase[last]
 
 
-def options(choices: Sequence[str]) -> str:
-    """The choices as ``(a) first (b) second``."""
-    return " ".join(f"({letter(index)}) {choice}" for index, choice in enumerate(choices))
+def options(choices: Sequence[str], separator: str = " ") -> str:
+    """The choices as ``(a) first (b) second``, with the separator between them."""
+    return separator.join(f"({letter(index)}) {choice}" for index, choice in enumerate(choices))

@@ -4,6 +4,7 @@ Shapes as in ``base``.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -31,24 +32,36 @@ class Answering:
         """Decode answers to the prefixes and instructions."""
         raise NotImplementedError
 
+    def using(self, adapter_names: Sequence[str | None] | None) -> AbstractContextManager[None]:
+        """Let each sample of a batch have an adapter of its own."""
+        raise NotImplementedError
+
     def length_options(self, max_length: int, min_length: int) -> dict[str, int]:
         """LAVIS's bounds on an answer's length in the words of transformers' ``generate``."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def score_candidates(self, image: Tensor, texts: list[str], candidates: list[list[str]]) -> list[Tensor]:
+    def score_candidates(
+        self,
+        image: Tensor,
+        texts: list[str],
+        candidates: list[list[str]],
+        adapter_names: Sequence[str | None] | None = None,
+    ) -> list[Tensor]:
         """Score each sample's own candidates; image and instruction are encoded once per sample.
 
         Args:
             image: (B, 3, H, W) or (B, 3, T, H, W).
             texts: B finished instructions.
             candidates: For each sample, the answers to choose from; numbers may differ.
+            adapter_names: For each sample, the adapter to use; None uses the active one for all.
 
         Returns:
             For each sample, the sum of token negative log-likelihoods of each of its candidates; lower is likelier.
         """
-        prefix, mask = self.encode_images(image, texts)
-        scores = self.language_scores(prefix, mask, texts, candidates)
+        with self.using(adapter_names):
+            prefix, mask = self.encode_images(image, texts)
+            scores = self.language_scores(prefix, mask, texts, candidates)
         return list(scores.split([len(own) for own in candidates]))
 
     @torch.no_grad()
@@ -69,12 +82,11 @@ class Answering:
 
         Args:
             samples: ``image`` and, unless the model has a prompt of its own, ``prompt``: one string or B of them;
-                ``ocr_tokens`` fill a ``{}`` in the prompt.
+                ``ocr_tokens`` fill a ``{}`` in the prompt. ``adapter`` may name each sample's adapter.
             max_length: Most tokens of an answer, counted as LAVIS counts: LLaMA's opening token is one of them.
         """
         image = samples["image"]
         texts = prompts.generation_prompts(samples, self.prompt, image.shape[0])
-        prefix, mask = self.encode_images(image, texts)
         options = {
             "do_sample": use_nucleus_sampling,
             "num_beams": num_beams,
@@ -84,7 +96,10 @@ class Answering:
         }
         if use_nucleus_sampling:  # transformers warns about sampling settings that nothing uses
             options |= {"top_p": top_p, "temperature": temperature}
-        return self.language_generate(prefix, mask, texts, options | self.length_options(max_length, min_length))
+        options |= self.length_options(max_length, min_length)
+        with self.using(samples.get("adapter")):
+            prefix, mask = self.encode_images(image, texts)
+            return self.language_generate(prefix, mask, texts, options)
 
     def predict_answers(
         self,
@@ -122,7 +137,8 @@ class Answering:
         image = samples["image"]
         own = isinstance(candidates[0], (list, tuple))
         each = [list(c) for c in candidates] if own else [list(candidates)] * image.shape[0]
-        scores = self.score_candidates(image, prompts.class_prompts(samples, image.shape[0]), each)
+        texts = prompts.class_prompts(samples, image.shape[0])
+        scores = self.score_candidates(image, texts, each, samples.get("adapter"))
         ranks = [torch.argsort(score) for score in scores]
         if len({len(rank) for rank in ranks}) == 1:
             return torch.stack(ranks)

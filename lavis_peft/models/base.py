@@ -24,6 +24,7 @@ from lavis_peft.adapters.spec import AdaptersSpec
 from lavis_peft.errors import ConfigError
 from lavis_peft.models.answering import Answering
 from lavis_peft.models.attention import fuse_qformer, fuse_vision
+from lavis_peft.models.encoding import Encoding
 from lavis_peft.models.language import build_language_model, read_config
 from lavis_peft.models.linear import quicken
 from lavis_peft.models.loading import Checkpointed, load_base_weights
@@ -36,7 +37,7 @@ from lavis_peft.models.vision import VisionSpec, build_vision_encoder
 logger = logging.getLogger(__name__)
 
 
-class Blip2InstructPeft(Answering, Parts, Checkpointed):
+class Blip2InstructPeft(Encoding, Answering, Parts, Checkpointed):
     """What both families share; subclasses say how their language model is fed.
 
     Args:
@@ -157,46 +158,12 @@ class Blip2InstructPeft(Answering, Parts, Checkpointed):
 
     # Forward
 
-    def encode_images(self, image: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Visual prefix for the language model.
-
-        Args:
-            image: (B, 3, H, W), or (B, 3, T, H, W) for video, whose frames are encoded one by one.
-            texts: The instruction of each sample, which the Q-Former reads.
-
-        Returns:
-            Embeddings (B, T·Q, D) and their attention mask (B, T·Q).
-        """
-        tokens = self.tokenizer(
-            texts, padding="longest", truncation=True, max_length=self.max_txt_len, return_tensors="pt"
-        ).to(image.device)
-        frames = image.unbind(dim=2) if image.dim() == 5 else [image]
-        prefix = torch.cat([self._encode_frame(frame, tokens) for frame in frames], dim=1)
-        return prefix, torch.ones(prefix.shape[:2], dtype=torch.long, device=image.device)
-
-    def _encode_frame(self, frame: Tensor, tokens: Any) -> Tensor:
-        with self.maybe_autocast():
-            with torch.no_grad():  # frozen, and at the beginning: nothing of it is kept for a backward pass
-                features = self.visual_encoder(frame)
-            features = self.ln_vision(features)  # (B, P, width of the vision encoder)
-        ones = torch.ones(features.shape[:2], dtype=torch.long, device=frame.device)
-        queries = self.query_tokens.expand(frame.shape[0], -1, -1)  # (B, Q, width of the Q-Former)
-        query_mask = torch.ones(queries.shape[:2], dtype=torch.long, device=frame.device)
-        output = self.Qformer.bert(
-            tokens.input_ids,
-            attention_mask=torch.cat([query_mask, tokens.attention_mask], dim=1),
-            query_embeds=queries,
-            encoder_hidden_states=features,
-            encoder_attention_mask=ones,
-            return_dict=True,
-        )
-        return self.projection(output.last_hidden_state[:, : queries.shape[1]])  # (B, Q, D)
-
     def forward(self, samples: Mapping[str, Any]) -> dict[str, Tensor]:
         """Training loss.
 
         Args:
-            samples: ``image`` (B, 3, H, W), ``text_input`` and ``text_output``: B instructions and targets.
+            samples: ``image`` (B, 3, H, W), ``text_input`` and ``text_output``: B instructions and targets; in
+                evaluation ``adapter`` may name each sample's adapter.
 
         Returns:
             ``{"loss": …}``, the mean over the targets' tokens; in training, AdaLoRA's orthogonality term is added.
@@ -207,8 +174,9 @@ class Blip2InstructPeft(Answering, Parts, Checkpointed):
         budget = self.adalora if self.training and torch.is_grad_enabled() else None
         if budget is not None:
             budget.check_pass()
-        prefix, mask = self.encode_images(samples["image"], samples["text_input"])
-        loss = self.language_loss(prefix, mask, samples)
+        with self.using(samples.get("adapter")):
+            prefix, mask = self.encode_images(samples["image"], samples["text_input"])
+            loss = self.language_loss(prefix, mask, samples)
         return {"loss": loss if budget is None else loss + budget.penalty()}
 
     # Loading

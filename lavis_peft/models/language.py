@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def read_config(source: str | Mapping[str, Any], family: str, key: str, model_ty
     if folder is None and published:
         return config_class(**published)
     try:
-        config = transformers.AutoConfig.from_pretrained(str(folder or source))
+        config = transformers.AutoConfig.from_pretrained(str(folder or source), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"{key}: {source!r} is neither the folder of a language model nor one that can be had from the hub; "
@@ -118,8 +119,14 @@ def build_language_model(
     if load_in is not None:
         options |= quantization(load_in, dtype)
     try:
-        model, info = model_class.from_pretrained(name, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+        model, info = model_class.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **options)
+    except UnpicklingError:
+        # torch's own message has a paragraph on how to load the file all the same; that is the advice not to take.
+        raise ConfigError(
+            f"{key}: {name!r} has weights that are damaged, or hold more than tensors, so that they could run code; "
+            "not read"
+        ) from None
+    except Exception as error:  # a damaged file can trip any of the libraries that read it
         raise ConfigError(f"{key}: can't load {name!r}: {first_line(error)}") from error
     if info["missing_keys"]:
         raise ConfigError(f"{key}: {name!r} lacks weights of the model: {listing(info['missing_keys'])}")
@@ -174,7 +181,9 @@ def load_tokenizer(source: str, key: str, *, fast: bool, truncation_side: str) -
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source, use_fast=fast, truncation_side=truncation_side)
+        return AutoTokenizer.from_pretrained(
+            source, use_fast=fast, truncation_side=truncation_side, trust_remote_code=False
+        )
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"{key}: no tokenizer at {source!r} ({first_line(error)}); give a local folder") from error
 

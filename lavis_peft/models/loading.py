@@ -11,6 +11,7 @@ from lavis_peft.adapters import checkpoint, identity
 from lavis_peft.adapters.checkpoint import load_base, model_state, read_checkpoint
 from lavis_peft.adapters.spec import AdaptersSpec
 from lavis_peft.errors import CheckpointError
+from lavis_peft.research import checkpoint as research
 
 #: Parts that a LAVIS checkpoint may leave out, since they come from sources of their own.
 _OWN_SOURCES = ("visual_encoder.", "t5_model.", "llm_model.")
@@ -58,24 +59,53 @@ class Checkpointed(Blip2Base):
         Raises:
             CheckpointError: Names the keys that are missing, foreign or of another shape; nothing is loaded then.
         """
+        self.check_state(state_dict)
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def check_state(self, state_dict: Mapping[str, Any]) -> None:
+        """See that a state dict holds what trains and nothing foreign, in the model's shapes.
+
+        Raises:
+            CheckpointError: Names the keys that are missing, foreign or of another shape.
+        """
         required = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
         own = super().state_dict()
         required += [key for key in own if key.endswith(checkpoint.EXTRA_STATE)]
         checkpoint.check_keys(required, own, state_dict)
         checkpoint.check_shapes(state_dict, own)
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def load_checkpoint(self, url_or_filename: str) -> Any:
-        """Load a checkpoint that a runner of this model wrote (path or URL), as data only.
+        """Load a checkpoint that a runner of this model, or of the research code's, wrote (path or URL), as data only.
 
         Raises:
             CheckpointError: It can't be read, or belongs to another model or adapter configuration.
         """
-        found = checkpoint.read_checkpoint(url_or_filename)
+        state = self.read_own(url_or_filename)
+        try:
+            return self.load_state_dict(state)
+        except CheckpointError as error:  # the budget's state may not fit
+            raise CheckpointError(f"{url_or_filename}: {error}") from error
+
+    def read_own(self, url_or_filename: str) -> dict[str, Any]:
+        """A checkpoint of this model as its state dict, checked and not loaded: the model may be on the meta device.
+
+        Raises:
+            CheckpointError: As `load_checkpoint`.
+        """
+        found = research.adopted(checkpoint.read_checkpoint(url_or_filename), self, url_or_filename)
         state = checkpoint.model_state(found, url_or_filename)
         if differ := identity.differences(found, self.arch, self.model_type or "", self.adapters):
             raise CheckpointError(f"{url_or_filename} belongs to another model: {'; '.join(differ)}")
         try:
-            return self.load_state_dict(state)
+            self.check_state(state)
         except CheckpointError as error:
             raise CheckpointError(f"{url_or_filename}: {error}") from error
+        return state
+
+    def load_from_pretrained(self, url_or_filename: str, **_: Any) -> None:
+        """Load base weights, as `load_base_weights`; LAVIS's own reads the file itself and passes over missing keys.
+
+        Raises:
+            CheckpointError: They can't be read, or don't fit.
+        """
+        load_base_weights(self, url_or_filename)

@@ -1,9 +1,7 @@
 """The parts of an InstructBLIP, by the names that adapters, reports and checkpoints give them."""
 
-import contextlib
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from lavis_peft.models.spec import ModelSpec
@@ -15,7 +13,6 @@ class Parts:
     spec: ModelSpec
     llm_key: ClassVar[str]
     projection_key: ClassVar[str]
-    device: torch.device
     visual_encoder: nn.Module
     ln_vision: nn.Module
     query_tokens: nn.Parameter
@@ -49,13 +46,3 @@ class Parts:
     def extra_parts(self) -> dict[str, nn.Module | nn.Parameter]:
         """What the ``train`` list of the adapters section names."""
         return {"query_tokens": self.query_tokens, "projection": self.projection, "ln_vision": self.ln_vision}
-
-    def maybe_autocast(self, dtype: torch.dtype = torch.float16) -> contextlib.AbstractContextManager:
-        """LAVIS's autocast on a GPU; on a CPU only where weights are held in half precision."""
-        device = self.device.type
-        if device != "cpu":
-            return torch.autocast(device, dtype=dtype)
-        # By the weights, not by the YAML: LAVIS's load_model_and_preprocess casts a model for a CPU to float32.
-        weights = (next(self.llm.parameters()), self.visual_encoder.blocks[0].attn.qkv.weight)
-        half = any(weight.dtype in (torch.float16, torch.bfloat16) for weight in weights)
-        return torch.autocast("cpu", dtype=torch.bfloat16) if half else contextlib.nullcontext()

@@ -90,7 +90,8 @@ class Blip2T5InstructPeft(Blip2InstructPeft):
             scores = rows.first_losses(first.logits[:, -1])
             for pack in rows.packs(row_bytes(first.past_key_values)):
                 past = take_rows(first.past_key_values, pack.owner)
-                output = self._decode(encoded[pack.owner], attention[pack.owner], pack.ids[:, :-1], past)
+                with self.of_rows(pack.owner):
+                    output = self._decode(encoded[pack.owner], attention[pack.owner], pack.ids[:, :-1], past)
                 scores[pack.index] += summed_losses(output.logits, pack.targets)
         return scores
 

@@ -127,14 +127,15 @@ class Blip2VicunaInstructPeft(Blip2InstructPeft):
                 ids = pack.ids[:, :-1]
                 # Behind the instruction's padding in the cache, but right behind the instruction by position.
                 positions = length[pack.owner, None] + torch.arange(ids.shape[1], device=device)
-                output = self.llm_model(
-                    input_ids=ids,
-                    attention_mask=torch.cat([attention[pack.owner], torch.ones_like(ids)], dim=1),
-                    position_ids=positions,
-                    past_key_values=take_rows(first.past_key_values, pack.owner),
-                    use_cache=True,
-                    return_dict=True,
-                )
+                with self.of_rows(pack.owner):
+                    output = self.llm_model(
+                        input_ids=ids,
+                        attention_mask=torch.cat([attention[pack.owner], torch.ones_like(ids)], dim=1),
+                        position_ids=positions,
+                        past_key_values=take_rows(first.past_key_values, pack.owner),
+                        use_cache=True,
+                        return_dict=True,
+                    )
                 scores[pack.index] += summed_losses(output.logits, pack.targets)
         return scores
 

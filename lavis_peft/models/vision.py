@@ -230,12 +230,17 @@ def _load(encoder: "VisionTransformer", weights: str) -> None:
         raise CheckpointError(f"{weights}: not the weights of this vision encoder; {error}") from error
 
 
-def _read(weights: str) -> dict[str, Tensor]:
-    path = Path(weights).expanduser()
-    if weights == "eva_clip_g":
-        from lavis.common.dist_utils import download_cached_file
+def weights_file(weights: str) -> Path:
+    """The file that `VisionSpec.weights` stands for; LAVIS's download for ``eva_clip_g``."""
+    if weights != "eva_clip_g":
+        return Path(weights).expanduser()
+    from lavis.common.dist_utils import download_cached_file
 
-        path = Path(download_cached_file(_EVA_URL, check_hash=False, progress=True))
+    return Path(download_cached_file(_EVA_URL, check_hash=False, progress=True))
+
+
+def _read(weights: str) -> dict[str, Tensor]:
+    path = weights_file(weights)
     try:
         return read_checkpoint(path)
     except CheckpointError as error:

@@ -1,4 +1,4 @@
-"""AdaLoRA in a run: the budget acts where the optimizer steps, inside LAVIS's unmodified loop."""
+"""AdaLoRA in a run: the budget acts where the optimizer steps, whichever loop makes it."""
 
 import json
 import logging
@@ -95,6 +95,11 @@ class Allocation:
             self._count()
 
     def _after_scaler(self) -> None:
+        self._count()
+
+    def left_out(self) -> None:
+        """Count a step that the training loop doesn't make."""
+        self._made = False
         self._count()
 
     def _count(self) -> None:

@@ -1,29 +1,24 @@
 """What the plugin's runners share on top of LAVIS's RunnerBase (1.0.2 and main): where and on what a run happens."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from lavis.common.registry import registry
 from lavis.runners.runner_base import RunnerBase
-from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lavis_peft.adapters.checkpoint import read_checkpoint
 from lavis_peft.errors import ConfigError
-from lavis_peft.runners import checkpoints, distributed, optim
+from lavis_peft.runners import distributed, optim
 from lavis_peft.runners.allocation import Allocation, StepScaler
-from lavis_peft.runners.checkpoints import Progress
-from lavis_peft.runners.config import gives_weights, run_spec
+from lavis_peft.runners.config import run_spec
 from lavis_peft.runners.folders import CheckpointFolder, make_run_folder
 from lavis_peft.runners.loaders import eval_loader, joined, train_loader
 from lavis_peft.runners.logs import RunLog
-from lavis_peft.runners.spec import RunSpec
+from lavis_peft.runners.spec import AUTO, RunSpec
+from lavis_peft.runners.whole import newest_run
 from lavis_peft.tasks.splits import check_splits
-
-_log = logging.getLogger(__name__)
 
 
 class BaseRunnerPeft(RunnerBase):
@@ -56,17 +51,26 @@ class BaseRunnerPeft(RunnerBase):
         cfg.run_cfg.device = distributed.take_device(self.spec.device)
         self._train_loader: Any = None
         super().__init__(cfg=cfg, task=task, model=model, datasets=datasets, job_id=job_id)
-        self.progress = Progress()
-        self.files = CheckpointFolder(self.output_dir, self.spec.save_freq)
-        self.log = RunLog(self.output_dir, distributed.is_main(), self.spec.tensorboard)
-        self._has_best = False
         self.allocation: Allocation | None = None
 
     def setup_output_dir(self) -> None:
-        """Make the run's folder under the user's directory and tell LAVIS where it is."""
-        self.output_dir: Path = make_run_folder(self.spec.output_dir, self.job_id)
+        """Make the run's folder under the user's directory, or go on in one, and tell LAVIS where it is."""
+        #: Whether this run goes on in the folder of an earlier one.
+        self.continues = False
+        if self.spec.resume_ckpt_path == AUTO and not self.spec.evaluate:
+            found = distributed.from_main(newest_run(self.spec.output_dir) if distributed.is_main() else None)
+            if found is not None:
+                self.continues = True
+                self._use_folder(found)
+                return
+        self._use_folder(make_run_folder(self.spec.output_dir, self.job_id))
+
+    def _use_folder(self, folder: Path) -> None:
+        self.output_dir: Path = folder
         self.result_dir = self.output_dir / "result"
         self.job_id = self.output_dir.name
+        self.files = CheckpointFolder(folder, self.spec.save_freq, self.spec.keep_checkpoints)
+        self.log = RunLog(folder, distributed.is_main(), self.spec.tensorboard)
         # Set, not registered: LAVIS refuses a second runner in one process.
         registry.mapping["paths"]["output_dir"] = str(self.output_dir)
         registry.mapping["paths"]["result_dir"] = str(self.result_dir)
@@ -151,6 +155,7 @@ class BaseRunnerPeft(RunnerBase):
                 self._workers,
                 self.spec.seed,
                 self.cuda_enabled,
+                self.spec.on_bad_sample,
             )
         return self._train_loader
 
@@ -162,58 +167,3 @@ class BaseRunnerPeft(RunnerBase):
     def _workers(self) -> int:
         default = 4 if self.cuda_enabled else 0
         return default if self.spec.num_workers is None else self.spec.num_workers
-
-    # ---- checkpoints ---------------------------------------------------------------------------------------------
-
-    def _save_checkpoint(self, cur_epoch: int, is_best: bool = False) -> None:
-        if not distributed.is_main():
-            return
-        content = {
-            "model": checkpoints.trained_state(self.plain_model),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict() if self.scaler else None,
-            "epoch": cur_epoch,
-            "config": OmegaConf.to_container(self.config.config, resolve=True),
-            "progress": self.progress.as_dict(),
-            **checkpoints.identity(self.plain_model),
-        }
-        _log.info("Saved epoch %d to %s", cur_epoch, self.files.save(content, best=is_best))
-
-    def _resume(self, path: str) -> None:
-        self._load_checkpoint(path)
-        # A run that was killed in its last validation still has that, and the test splits, to do.
-        if self.start_epoch >= self.max_epoch and self.progress.validated:
-            raise ConfigError(
-                f"run.resume_ckpt_path: {path} is of epoch {self.start_epoch - 1}, and {self.length} ends with epoch "
-                f"{self.max_epoch - 1}; raise {self.length.partition('=')[0]} to train on, or score it with "
-                "run.evaluate=true"
-            )
-
-    def _load_checkpoint(self, url_or_filename: str) -> None:
-        saved = checkpoints.read_run_checkpoint(url_or_filename)
-        checkpoints.load_trained(self.plain_model, saved, url_or_filename)
-        checkpoints.load_optimizer(self.optimizer, self.scaler, saved, url_or_filename)
-        self.start_epoch = saved["epoch"] + 1
-        self.progress = checkpoints.restored_progress(saved)
-        if self.progress.best_epoch is not None:
-            adopted = distributed.is_main() and self.files.adopt_best(url_or_filename, self.progress)
-            self._has_best = distributed.from_main(adopted)
-        if self.progress.best_epoch is not None and not self._has_best:
-            _log.warning("The best epoch's checkpoint isn't beside %s; the best is looked for anew", url_or_filename)
-            self.progress = Progress(validated=self.progress.validated)
-        _log.info("Resumed from %s; the next epoch is %d", url_or_filename, self.start_epoch)
-
-    def _take_given_weights(self) -> None:
-        """With evaluation, `run.resume_ckpt_path` is the checkpoint to score; LAVIS passes over it without a word."""
-        path = self.spec.resume_ckpt_path
-        if path is not None:
-            checkpoints.load_trained(self.plain_model, read_checkpoint(path), path)
-            _log.info("Evaluating the weights of %s", path)
-        elif not gives_weights(self.config):
-            _log.warning("No checkpoint and no base weights are given: random weights are scored")
-
-    def _reload_best_model(self, model: nn.Module) -> nn.Module:
-        path = self.files.best
-        checkpoints.load_trained(model, read_checkpoint(path), str(path))
-        _log.info("Scoring the best epoch, %s", path)
-        return model

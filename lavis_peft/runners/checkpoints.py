@@ -11,7 +11,10 @@ from torch.optim import Optimizer
 from lavis_peft import __version__
 from lavis_peft.adapters.checkpoint import EXTRA_STATE, check_keys, check_shapes, model_state, read_checkpoint
 from lavis_peft.adapters.identity import HEADER, differences, header
+from lavis_peft.checks import first_line
 from lavis_peft.errors import CheckpointError
+from lavis_peft.research import checkpoint as research
+from lavis_peft.runners.content import content_problems, missing_entries, optimizer_problems
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,33 @@ def identity(model: nn.Module) -> dict[str, Any]:
     return {HEADER: header(__version__, model.arch, model.model_type or "", model.adapters)}
 
 
+def check_trained(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """See whether a checkpoint's weights are this model's: everything that trains is there, and nothing foreign.
+
+    Args:
+        model: The model, not wrapped for distribution.
+        checkpoint: What was read from the file; the research code's is taken too.
+        source: The checkpoint's name, for messages.
+
+    Returns:
+        The weights.
+
+    Raises:
+        CheckpointError: It is of another model; names the settings or the keys that differ.
+    """
+    if hasattr(model, "adapters"):
+        checkpoint = research.adopted(checkpoint, model, source)
+        differing = differences(checkpoint, model.arch, model.model_type or "", model.adapters)
+        if differing:
+            raise CheckpointError(f"{source}: belongs to another model: {'; '.join(differing)}")
+    state, own = model_state(checkpoint, source), model.state_dict()
+    check_keys(trained_state(model), own, state, source)
+    check_shapes(state, own, source)
+    return state
+
+
 def load_trained(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> None:
-    """Put a checkpoint's weights into a model: everything that trains must be there, and nothing foreign.
+    """Put a checkpoint's weights into a model, once they are found to be its own.
 
     Args:
         model: The model, not wrapped for distribution.
@@ -76,17 +104,16 @@ def load_trained(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -
         source: The checkpoint's name, for messages.
 
     Raises:
-        CheckpointError: It is of another model; names the settings or the keys that differ.
+        CheckpointError: As `check_trained`.
     """
-    if hasattr(model, "adapters"):
-        differing = differences(checkpoint, model.arch, model.model_type or "", model.adapters)
-        if differing:
-            raise CheckpointError(f"{source}: belongs to another model: {'; '.join(differing)}")
-    state, own = model_state(checkpoint, source), model.state_dict()
-    check_keys(trained_state(model), own, state, source)
-    check_shapes(state, own, source)
-    # Past a model's own load_state_dict: the two lines above are that check, for any model.
-    nn.Module.load_state_dict(model, state, strict=False)
+    state = check_trained(model, checkpoint, source)
+    try:
+        # Past a model's own load_state_dict: it has been checked, for any model.
+        nn.Module.load_state_dict(model, state, strict=False)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    except Exception as error:  # a module's own extra state is read by that module, which may expect anything
+        raise CheckpointError(f"{source} doesn't fit this model: {first_line(error)}") from error
 
 
 def read_run_checkpoint(path: str) -> dict[str, Any]:
@@ -96,15 +123,20 @@ def read_run_checkpoint(path: str) -> dict[str, Any]:
         path: A file or a URL.
 
     Raises:
-        CheckpointError: It can't be read, or holds weights only.
+        CheckpointError: It can't be read, holds weights only, or has entries that no run writes.
     """
     checkpoint = read_checkpoint(path)
-    missing = [key for key in ("model", "optimizer", "epoch") if key not in checkpoint]
-    if missing:
+    missing = missing_entries(checkpoint)
+    why = f"it has no {', '.join(missing)}" if missing else ""
+    if not missing and research.is_research(model_state(checkpoint, path)):
+        why = "it is the research code's, which doesn't record how far validation had come"
+    if why:
         raise CheckpointError(
-            f"{path}: can't be resumed from, since it has no {', '.join(missing)}; to start from its weights, set "
+            f"{path}: can't be resumed from, since {why}; to start from its weights, set "
             "model.load_finetuned=true and model.finetuned to it"
         )
+    if problems := content_problems(checkpoint):
+        raise CheckpointError(f"{path}: not as a run writes it: {'; '.join(problems)}")
     return checkpoint
 
 
@@ -125,9 +157,12 @@ def load_optimizer(optimizer: Optimizer, scaler: Any, checkpoint: Mapping[str, A
     Raises:
         CheckpointError: The optimizer's state is of other parameters.
     """
+    of_another = f"{source}: its optimizer state is of another model"
+    if problems := optimizer_problems(optimizer, checkpoint["optimizer"]):
+        raise CheckpointError(f"{of_another}: {'; '.join(problems)}")
     try:
         optimizer.load_state_dict(checkpoint["optimizer"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{source}: its optimizer state is of another model: {error}") from error
-    if scaler is not None and checkpoint.get("scaler"):
-        scaler.load_state_dict(checkpoint["scaler"])
+        if scaler is not None and checkpoint.get("scaler"):
+            scaler.load_state_dict(checkpoint["scaler"])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{of_another}: {first_line(error)}") from error

@@ -1,15 +1,18 @@
 """LAVIS's Config with the checks LAVIS leaves out, and with every override taking effect."""
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lavis.common.config import Config
 from lavis.common.registry import registry
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from lavis_peft.checks import listing, suggestion
+from lavis_peft.checks import first_line, listing, suggestion
 from lavis_peft.errors import ConfigError
+from lavis_peft.research import ARCHS
 from lavis_peft.runners.config_file import read_run_file
 from lavis_peft.runners.spec import OURS, IterRunSpec, RunSpec, parse_run
 
@@ -33,8 +36,14 @@ class RunConfig(Config):
     def __init__(self, args: Namespace) -> None:
         self._merged, pairs = read_run_file(args.cfg_path, args.options)
         check_config(self._merged, where=str(args.cfg_path))
-        super().__init__(Namespace(**{**vars(args), "options": pairs}))
+        # The overrides are in what the methods below give; once more, in the file's own words, they may not fit.
+        super().__init__(Namespace(**{**vars(args), "options": None}))
+        self.args = Namespace(**{**vars(args), "options": pairs})
         _fill_defaults(self.config)
+
+    def build_runner_config(self, config: DictConfig) -> dict[str, DictConfig]:
+        """LAVIS's method, given the overridden run section."""
+        return Config.build_runner_config(self._merged)
 
     def build_model_config(self, config: DictConfig, **kwargs: Any) -> DictConfig:
         """LAVIS's method, given the overridden model section."""
@@ -54,18 +63,29 @@ def model_section(config: DictConfig) -> DictConfig:
     Args:
         config: The file with its overrides merged in.
     """
-    return Config.build_model_config(config).model
+    with _merging("model"):
+        return Config.build_model_config(config).model
 
 
 def dataset_sections(config: DictConfig) -> DictConfig:
     """The dataset sections with their default YAMLs merged in; as `model_section`."""
-    return Config.build_dataset_config(config).datasets
+    with _merging("datasets"):
+        return Config.build_dataset_config(config).datasets
+
+
+@contextmanager
+def _merging(section: str) -> Iterator[None]:
+    """Name the section whose values aren't of the kind that the default YAML has in their place."""
+    try:
+        yield
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise ConfigError(f"{section}: doesn't fit the default YAML's section: {first_line(error)}") from error
 
 
 def runner_name(config: DictConfig) -> str:
     """The runner that a config asks for: by name, or ours for a model of ours, or else LAVIS's default."""
     named = config.run.get("runner")
-    model_cls = registry.get_model_class(config.model.get("arch"))
+    model_cls = registry.get_model_class(str(config.model.get("arch")))
     ours = model_cls is not None and _is_plugins(model_cls)
     return str(named or ("runner_peft" if ours else "runner_base"))
 
@@ -109,6 +129,8 @@ def _found_by(check: Callable[[], Any]) -> list[str]:
         check()
     except ConfigError as error:
         return error.problems
+    except OmegaConfBaseException as error:
+        return [first_line(error)]
     return []
 
 
@@ -150,8 +172,8 @@ def _dataset_section_problems(name: str, section: DictConfig) -> list[str]:
     if not _is_plugins(builder):
         return []
     # The plugin's builders check their section when they are made, and read the data later.
-    merged = dataset_sections(OmegaConf.create({"datasets": {name: section}}))
-    return _found_by(lambda: builder(merged[name]))
+    alone = OmegaConf.create({"datasets": {name: section}})
+    return _found_by(lambda: builder(dataset_sections(alone)[name]))
 
 
 def _unknown(key: str, name: object, known: list[str]) -> str:
@@ -163,9 +185,9 @@ def model_problems(model: DictConfig) -> list[str]:
     arch = model.get("arch")
     if arch is None:
         return [f"model.arch: missing; registered: {listing(registry.list_models())}"]
-    model_cls = registry.get_model_class(arch)
+    model_cls = registry.get_model_class(str(arch))
     if model_cls is None:
-        return [_unknown("model.arch", arch, registry.list_models())]
+        return [_unknown("model.arch", arch, [*registry.list_models(), *ARCHS])]
     types = list(getattr(model_cls, "PRETRAINED_MODEL_CONFIG_DICT", {}))
     kind = model.get("model_type")
     if kind is None:

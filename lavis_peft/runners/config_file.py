@@ -1,18 +1,23 @@
 """A run's YAML and its `--options`, read and checked without importing LAVIS."""
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lavis_peft.checks import listing, suggestion
 from lavis_peft.errors import ConfigError
+from lavis_peft.research import adopted
 
 SECTIONS = ("model", "datasets", "run")
+#: Values in a run config, aliases written out; the largest real ones have a few hundred.
+_MOST = 100_000
 
 
 def read_run_file(
@@ -25,27 +30,44 @@ def read_run_file(
         options: Overrides, ``key=value`` each, or LAVIS's older form: keys and values in turn.
 
     Returns:
-        The config as the file has it, overrides merged in, and the overrides as ``key=value``.
+        The config as the file has it, overrides merged in, and the overrides as ``key=value``. A run config of the
+        research code comes in the plugin's form.
 
     Raises:
         ConfigError: The file can't be read, lacks a section, or an override is malformed; all problems at once.
     """
-    config = load_yaml(cfg_path)
-    pairs, problems = parse_options(options or [])
-    problems += _section_problems(config)
+    return with_options(load_yaml(cfg_path), options or [], str(cfg_path))
+
+
+def with_options(config: DictConfig, options: Sequence[str], where: str) -> tuple[DictConfig, list[str]]:
+    """A run config with its overrides merged in.
+
+    Args:
+        config: The content of a run config's file.
+        options: As for `read_run_file`.
+        where: The file's name, for messages.
+
+    Returns:
+        As `read_run_file`.
+
+    Raises:
+        ConfigError: A section is missing, or an override is malformed; all problems at once.
+    """
+    pairs, problems = parse_options(options)
+    problems += section_problems(config)
     if problems:
-        raise ConfigError(problems, where=str(cfg_path))
+        raise ConfigError(problems, where=where)
     known = config.get("datasets") or {}
     for pair in pairs:
         problems += _dataset_problem(pair, known)
     try:
         merged = OmegaConf.merge(config, OmegaConf.from_dotlist(pairs))
-        OmegaConf.to_container(merged, resolve=True)
+        OmegaConf.resolve(merged)  # each section is looked at by itself later
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
         problems.append(f"the values don't fit together: {_first_line(error)}")
     if problems:
-        raise ConfigError(problems, where=str(cfg_path))
-    return merged, pairs
+        raise ConfigError(problems, where=where)
+    return adopted(merged, where), pairs
 
 
 def parse_options(options: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -105,10 +127,15 @@ def load_yaml(cfg_path: str | os.PathLike[str]) -> DictConfig:
     if path.is_dir():
         raise ConfigError(f"{shown}: is a directory; give the YAML file of a run")
     try:
-        config = OmegaConf.load(path)
+        text = path.read_text(encoding="utf-8")
+        if not _is_finite(text):
+            raise ConfigError(f"{shown}: too large: its aliases (*name) repeat one another more than {_MOST:,} times")
+        config = OmegaConf.load(io.StringIO(text))
     except FileNotFoundError:
         raise ConfigError(f"{shown}: no such file") from None
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except RecursionError:
+        raise ConfigError(f"{shown}: its sections are nested too deeply") from None
+    except (YAMLError, ValueError, TypeError, OmegaConfBaseException) as error:
         raise ConfigError(f"{shown}: isn't YAML: {_yaml_place(error)}") from None
     except OSError as error:
         raise ConfigError(f"{shown}: can't be read: {error.strerror or error}") from None
@@ -117,13 +144,30 @@ def load_yaml(cfg_path: str | os.PathLike[str]) -> DictConfig:
     return config
 
 
+def _is_finite(text: str) -> bool:
+    """Whether a YAML is of a bounded size once its aliases are written out, which OmegaConf does."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = _MOST  # within itself, a node has no end
+            inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+            pairs = [each for item in inner for each in (item if isinstance(item, tuple) else (item,))]
+            sizes[id(node)] = min(1 + sum(map(size, pairs)), _MOST)
+        return sizes[id(node)]
+
+    return root is None or size(root) < _MOST
+
+
 def _yaml_place(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     reason = getattr(error, "problem", None) or _first_line(error)
     return f"line {mark.line + 1}, column {mark.column + 1}: {reason}" if mark else reason
 
 
-def _section_problems(config: DictConfig) -> list[str]:
+def section_problems(config: DictConfig) -> list[str]:
+    """What is wrong with the sections of a run config as such: strangers, missing ones, no mappings."""
     strangers = [name for name in config if name not in SECTIONS]
     problems = [
         f"{name}: unknown section{suggestion(name, SECTIONS)}; allowed: {listing(SECTIONS)}" for name in strangers
@@ -131,6 +175,12 @@ def _section_problems(config: DictConfig) -> list[str]:
     for name in SECTIONS:
         if name not in config:
             problems.append(f"{name}: missing section")
-        elif not isinstance(config[name], DictConfig) or not len(config[name]):
-            problems.append(f"{name}: must be a mapping, found {config[name]!r}")
+            continue
+        try:
+            section = config[name]
+        except OmegaConfBaseException as error:
+            problems.append(f"{name}: {_first_line(error)}")
+            continue
+        if not isinstance(section, DictConfig) or not len(section):
+            problems.append(f"{name}: must be a mapping, found {section!r}")
     return problems

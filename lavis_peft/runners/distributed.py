@@ -3,20 +3,31 @@
 import datetime
 import logging
 import os
+import socket
+import sys
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lavis_peft.errors import ConfigError
+from lavis_peft.checks import first_line
+from lavis_peft.errors import ConfigError, RunFailed
+from lavis_peft.runners import peers
 
 _log = logging.getLogger(__name__)
 
 #: Longest wait for another process; a rank that loads a model or scores a longer share is slow, not dead.
 #: LAVIS waits 365 days, so that a crashed rank leaves the others holding their GPUs.
 TIMEOUT = datetime.timedelta(hours=2)
+
+#: Longest wait for all processes to come, from machines that start at their own pace.
+JOINING = datetime.timedelta(minutes=10)
+
+#: Process groups that this process has left.
+_ended: list[Any] = []
 
 
 def is_active() -> bool:
@@ -46,8 +57,12 @@ def barrier() -> None:
 
 
 def shutdown() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one, at an end that all processes have come to."""
+    peers.leave()
     if is_active():
+        # Else a wrapped model is the last to hold the group, and torch ends the group's threads while it has Python's
+        # lock, for which one of them may be waiting to let go of the last tensor: the process would never end.
+        _ended.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
@@ -76,6 +91,28 @@ def summed(*values: float) -> list[float]:
     total = torch.tensor(values, dtype=torch.float64, device=_tensor_device())
     dist.all_reduce(total)
     return total.tolist()
+
+
+def any_of(*flags: int) -> list[int]:
+    """The greatest of each flag over all processes, so that what one of them saw all of them heed."""
+    if not is_active():
+        return list(flags)
+    greatest = torch.tensor(flags, dtype=torch.int64, device=_tensor_device())
+    dist.all_reduce(greatest, op=dist.ReduceOp.MAX)
+    return greatest.tolist()
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every process's value, in the order of ranks, on every process.
+
+    Args:
+        value: Anything picklable.
+    """
+    if not is_active():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def synchronize_meter(meter: Any) -> None:
@@ -144,6 +181,7 @@ def init_distributed_mode(args: Any) -> None:
 
     Raises:
         ConfigError: The GPUs don't suffice, or nothing says where the main process is.
+        RunFailed: Not all processes came.
     """
     args.device = take_device(str(args.get("device") or "auto"))
     place = _place()
@@ -164,15 +202,38 @@ def init_distributed_mode(args: Any) -> None:
             "Slurm started several processes, but MASTER_ADDR and MASTER_PORT aren't set; "
             "export them, or set run.dist_url to tcp://HOST:PORT"
         )
-    dist.init_process_group(
-        args.dist_backend, init_method=url, world_size=args.world_size, rank=args.rank, timeout=TIMEOUT
-    )
+    _join(args, url)
     dist.barrier()
     _log.info("process %d of %d, %s", args.rank, args.world_size, args.dist_backend)
     # Only the main process prints LAVIS's log lines.
     from lavis.common.dist_utils import setup_for_distributed
 
     setup_for_distributed(args.rank == 0)
+
+
+def _join(args: Any, url: str) -> None:
+    hook = sys.excepthook
+    try:
+        # Not init_process_group's own waiting: that is as long as any wait in the run.
+        store, _, _ = next(dist.rendezvous(url, args.rank, args.world_size, timeout=JOINING))
+    except (RuntimeError, OSError) as error:
+        raise RunFailed(
+            f"process {args.rank} didn't find the {args.world_size - 1} others at {_address(url)} within "
+            f"{JOINING.seconds // 60} minutes; did one of them fail at its start? ({first_line(error)})"
+        ) from error
+    dist.init_process_group(args.dist_backend, store=store, world_size=args.world_size, rank=args.rank, timeout=TIMEOUT)
+    sys.excepthook = hook  # torch's holds what ours writes back until it returns, and ours doesn't
+    if args.world_size > 1 and not peers.join(
+        args.rank, args.world_size, args.gpu, [_address(url), socket.gethostname()], gathered
+    ):
+        _log.warning(
+            "process %d can't reach the main process; if it is killed, the others may wait for %s", args.rank, TIMEOUT
+        )
+
+
+def _address(url: str) -> str:
+    """The main process's machine."""
+    return urlparse(url).hostname or os.environ.get("MASTER_ADDR", "localhost")
 
 
 def _take_gpu(args: Any) -> None:

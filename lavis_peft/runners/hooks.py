@@ -7,6 +7,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from lavis_peft.errors import UserError
+from lavis_peft.runners import peers
 
 
 def install() -> None:
@@ -70,16 +71,18 @@ def _choosing(base: type, registry: Any) -> type:
 def report_user_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """An excepthook: a :class:`UserError` as one message, anything else as Python shows it.
 
+    In a run of several processes it ends them all.
+
     Args:
         kind: The exception's class.
         error: The exception.
         trace: Its traceback.
 
     Raises:
-        SystemExit: With code 2, after a user's mistake; Python lets an excepthook set the exit code this way.
+        SystemExit: With the error's code; Python lets an excepthook set the exit code this way.
     """
     if not isinstance(error, UserError):
-        sys.__excepthook__(kind, error, trace)
+        peers.end_with(error, 1, lambda: sys.__excepthook__(kind, error, trace))
         return
-    sys.stderr.write(f"Error: {error}\n")
-    raise SystemExit(2)
+    peers.end_with(error, error.exit_code, lambda: sys.stderr.write(f"{error.heading}: {error}\n"))
+    raise SystemExit(error.exit_code)

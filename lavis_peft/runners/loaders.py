@@ -1,36 +1,17 @@
-"""Data loaders that need no GPU and whose order and augmentation follow from (seed, rank, epoch)."""
+"""Data loaders that need no GPU and whose order and augmentation follow from (seed, rank, epoch, iteration)."""
 
-import random
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
+from lavis_peft.datasets.bad_samples import leave_out
 from lavis_peft.errors import ConfigError
 from lavis_peft.runners import distributed
-
-
-def seed_everything(seed: int, epoch: int) -> int:
-    """Seed every generator of this process from (seed, rank, epoch).
-
-    A resumed run gets the same augmentation and dropout as one that was never interrupted, without stored states.
-
-    Args:
-        seed: ``run.seed``.
-        epoch: Counted from 0.
-
-    Returns:
-        The seed that was used.
-    """
-    words = np.random.SeedSequence((seed, distributed.rank(), epoch)).generate_state(2, np.uint32)
-    derived = int(words[0]) << 31 ^ int(words[1])
-    random.seed(derived)
-    np.random.seed(int(words[0]))
-    torch.manual_seed(derived)
-    return derived
+from lavis_peft.runners.seeding import SeededSamples, seed_everything
+from lavis_peft.runners.signals import ignore_in_worker
 
 
 class EpochLoader:
@@ -54,14 +35,15 @@ class EpochLoader:
     def __iter__(self) -> Iterator[Any]:
         return iter(_prefetched(self.loader, self._on_gpu))
 
-    def set_epoch(self, epoch: int, seed: int) -> None:
+    def set_epoch(self, epoch: int, seed: int, first: int = 0) -> None:
         """Fix this epoch's order and every generator that it draws from.
 
         Args:
             epoch: Counted from 0.
             seed: ``run.seed``.
+            first: The first iteration to give; the ones before it aren't loaded.
         """
-        self.start_pass(epoch, seed)
+        self.start_pass(epoch, seed, range(first, len(self)) if first else None)
         self.loader.generator.manual_seed(seed_everything(seed, epoch))
 
     def start_pass(self, number: int, seed: int, batches: range | None = None) -> None:
@@ -74,7 +56,8 @@ class EpochLoader:
         """
         self.loader.sampler.set_epoch(number)
         self.loader.sampler.shown = batches
-        for part in getattr(self.loader.dataset, "datasets", [self.loader.dataset]):
+        dataset: Any = self.loader.dataset
+        for part in (dataset, *getattr(dataset, "datasets", ())):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(number, seed=seed)
 
@@ -94,23 +77,25 @@ class IterationLoader:
         self.loader = loader.loader
         self._passes = loader
         self._iterations = iterations
-        self._first = 0
+        self._first = self._end = 0
 
     def __len__(self) -> int:
         return self._iterations
 
-    def set_epoch(self, epoch: int, seed: int) -> None:
+    def set_epoch(self, epoch: int, seed: int, first: int = 0) -> None:
         """Fix this epoch's place in the data and every generator that it draws from.
 
         Args:
             epoch: Counted from 0.
             seed: ``run.seed``.
+            first: The epoch's first iteration to give; the ones before it aren't loaded.
         """
-        self._first, self._seed = epoch * self._iterations, seed
+        self._seed = seed
+        self._first, self._end = epoch * self._iterations + first, (epoch + 1) * self._iterations
         self._passes.set_epoch(epoch, seed)
 
     def __iter__(self) -> Iterator[Any]:
-        at, end, length = self._first, self._first + self._iterations, len(self._passes)
+        at, end, length = self._first, self._end, len(self._passes)
         while at < end:
             number, done = divmod(at, length)
             count = min(length - done, end - at)
@@ -146,7 +131,14 @@ def _prefetched(loader: DataLoader[Any], on_gpu: bool) -> Any:
     return PrefetchLoader(loader)
 
 
-def train_loader(dataset: Dataset[Any], batch_size: int, num_workers: int, seed: int, on_gpu: bool) -> EpochLoader:
+def train_loader(
+    dataset: Dataset[Any],
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+    on_gpu: bool,
+    on_bad_sample: str = "error",
+) -> EpochLoader:
     """A shuffled loader over this process's share; an incomplete last batch is dropped, as LAVIS does.
 
     Args:
@@ -155,9 +147,10 @@ def train_loader(dataset: Dataset[Any], batch_size: int, num_workers: int, seed:
         num_workers: Loading processes.
         seed: ``run.seed``.
         on_gpu: Pin memory and prefetch.
+        on_bad_sample: What becomes of a sample that can't be read: error, or skip.
 
     Raises:
-        ConfigError: A streaming dataset, or fewer samples than one batch.
+        ConfigError: A streaming dataset, fewer samples than one batch, or a dataset that can't skip.
     """
     if isinstance(dataset, (tuple, IterableDataset)):
         raise ConfigError("the training set is a stream (WebDataset), which has no epochs; use run.runner: runner_iter")
@@ -169,14 +162,15 @@ def train_loader(dataset: Dataset[Any], batch_size: int, num_workers: int, seed:
             f"run.batch_size_train is {batch_size}, but the training set has only {len(sampler)} samples per process"
         )
     loader = DataLoader(
-        dataset,
+        SeededSamples.of(dataset),
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=getattr(dataset, "collater", None),
+        collate_fn=leave_out(dataset) if on_bad_sample == "skip" else getattr(dataset, "collater", None),
         pin_memory=on_gpu,
         drop_last=True,
         generator=torch.Generator(),
+        worker_init_fn=ignore_in_worker,
     )
     return EpochLoader(loader, on_gpu)
 
@@ -204,6 +198,7 @@ def eval_loader(dataset: Dataset[Any], batch_size: int, num_workers: int, shared
         num_workers=num_workers,
         collate_fn=getattr(dataset, "collater", None),
         pin_memory=on_gpu,
+        worker_init_fn=ignore_in_worker,
     )
     return _prefetched(loader, on_gpu)
 

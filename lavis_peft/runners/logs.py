@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lavis_peft.adapters.files import append, atomic_file, writing
 from lavis_peft.errors import MissingExtra
+
+LOG = "log.txt"
+_BOARD = "tensorboard"
 
 
 def plain(value: Any) -> Any:
@@ -42,19 +46,52 @@ class RunLog:
     def __init__(self, output_dir: Path, enabled: bool, tensorboard: bool | str) -> None:
         self._dir = output_dir
         self._enabled = enabled
-        self._board = _summary_writer(output_dir / "tensorboard", tensorboard) if enabled else None
+        self._board = _summary_writer(output_dir / _BOARD, tensorboard) if enabled else None
 
     def line(self, record: Mapping[str, Any]) -> None:
         """Append one JSON object to `log.txt`."""
         if self._enabled:
-            with (self._dir / "log.txt").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(plain(record), allow_nan=False) + "\n")
+            append(self._path, json.dumps(plain(record), allow_nan=False) + "\n")
+
+    @property
+    def length(self) -> int:
+        """Lines of `log.txt`; 0 on other than the main process."""
+        return len(self._lines(self._path)) if self._enabled else 0
+
+    def cut(self, length: int) -> None:
+        """Take back what was logged after `log.txt` had so many lines, and what a kill left of a line."""
+        if self._enabled:
+            self._write(self._lines(self._path)[:length])
+
+    def take_over(self, other: Path, length: int) -> None:
+        """Append what another run had measured when its `log.txt` had so many lines; its config stays there.
+
+        Args:
+            other: The other run's folder.
+            length: Lines of its log.
+        """
+        if self._enabled and (other / LOG).is_file():
+            earlier = [line for line in self._lines(other / LOG)[:length] if not line.startswith(b'{"config": ')]
+            self._write(self._lines(self._path) + earlier)
+
+    @property
+    def _path(self) -> Path:
+        return self._dir / LOG
+
+    def _lines(self, path: Path) -> list[bytes]:
+        whole = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        return [line for line in whole if line.endswith(b"\n")]
+
+    def _write(self, lines: list[bytes]) -> None:
+        with atomic_file(self._path) as file:
+            file.write(b"".join(lines))
 
     def metrics(self, split: str, values: Mapping[str, Any]) -> None:
         """Write a scored split's metrics to `result/metrics_SPLIT.json`."""
         if self._enabled:
             text = json.dumps(plain(values), indent=2, allow_nan=False)
-            (self._dir / "result" / f"metrics_{split}.json").write_text(text + "\n", encoding="utf-8")
+            with atomic_file(self._dir / "result" / f"metrics_{split}.json") as file:
+                file.write(text.encode() + b"\n")
 
     def scalars(self, group: str, values: Mapping[str, Any], step: int) -> None:
         """Add every number among the values to TensorBoard.
@@ -70,12 +107,14 @@ class RunLog:
             if isinstance(value, Mapping):
                 self.scalars(f"{group}/{key}", value, step)
             elif isinstance(plain(value), (int, float)):
-                self._board.add_scalar(f"{group}/{key}", plain(value), step)
+                with writing(self._dir / _BOARD):
+                    self._board.add_scalar(f"{group}/{key}", plain(value), step)
 
     def close(self) -> None:
         """Flush and close the TensorBoard file."""
         if self._board is not None:
-            self._board.close()
+            with writing(self._dir / _BOARD):
+                self._board.close()
 
 
 def _summary_writer(folder: Path, wanted: bool | str) -> Any:

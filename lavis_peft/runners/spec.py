@@ -1,86 +1,34 @@
 """The `run` section of a run config as a typed, checked value."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from lavis_peft.checks import listing, suggestion
 from lavis_peft.errors import ConfigError
 from lavis_peft.runners.foreign_keys import EPOCH_KEYS, ITERATION_KEYS, PROCESS_KEYS, REFUSED_KEYS, TASK_KEYS
+from lavis_peft.runners.values import (
+    choice,
+    device,
+    integer,
+    key,
+    key_names,
+    not_negative,
+    number,
+    positive,
+    splits,
+    switch,
+    switch_or_auto,
+    text,
+)
 
 #: Patience of the research code, where early stopping is on unless `disable_early_stopping` is true.
 RESEARCH_PATIENCE = 3
 
+#: `resume_ckpt_path` for the newest run there is.
+AUTO = "auto"
 #: The plugin's runners.
 OURS = ("runner_peft", "runner_peft_iter")
-
-
-def _key(
-    default: Any, meaning: str, convert: Callable[[Any], Any], fits: Callable[[Any], bool] | None = None, must: str = ""
-) -> Any:
-    return field(default=default, metadata={"meaning": meaning, "convert": convert, "fits": fits, "must": must})
-
-
-def _integer(value: Any) -> int:
-    # LAVIS takes int("3") and would cut 3.7 to 3; the first is kind, the second hides a mistake.
-    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-        raise ValueError("a whole number")
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise ValueError("a whole number") from None
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError("a number")
-    try:
-        return float(value)  # LAVIS's own YAMLs write 1e-5, which YAML 1.1 reads as text
-    except (TypeError, ValueError):
-        raise ValueError("a number") from None
-
-
-def _switch(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, (str, int)) or isinstance(value, bool):
-        raise ValueError("text")
-    return str(value)
-
-
-def _splits(value: Any) -> tuple[str, ...]:
-    # A bare string would be walked letter by letter.
-    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-        raise ValueError("a list of split names, e.g. [val]")
-    return tuple(value)
-
-
-def _switch_or_auto(value: Any) -> bool | str:
-    if value == "auto":
-        return "auto"
-    try:
-        return _switch(value)
-    except ValueError:
-        raise ValueError("true, false or auto") from None
-
-
-def _device(value: Any) -> str:
-    kind, _, number = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if value not in ("auto", "cpu", "cuda") and not (kind == "cuda" and number.isdigit()):
-        raise ValueError("auto, cpu, cuda or cuda:N")
-    return str(value)
-
-
-def _positive(value: float) -> bool:
-    return value > 0
-
-
-def _not_negative(value: float) -> bool:
-    return value >= 0
 
 
 @dataclass(frozen=True)
@@ -92,56 +40,91 @@ class RunSpec:
     #: Keys that training needs.
     needed: ClassVar[tuple[str, ...]] = ("max_epoch", "init_lr", "batch_size_train")
 
-    task: str = _key("", "LAVIS task: how samples are trained on and scored", _text)
-    runner: str = _key("runner_peft", "the runner; this table is runner_peft's", _text)
-    max_epoch: int | None = _key(None, "epochs to train; needed for training", _integer, _positive, "at least 1")
-    init_lr: float | None = _key(None, "learning rate; needed for training", _number, _positive, "above 0")
-    lr_sched: str = _key("linear_warmup_cosine_lr", "learning-rate schedule", _text)
-    min_lr: float = _key(0.0, "learning rate at the end of a decay", _number, _not_negative, "at least 0")
-    warmup_lr: float = _key(-1.0, "learning rate at the start of the warm-up; negative: the schedule's own", _number)
-    warmup_steps: int = _key(0, "warm-up, iterations", _integer, _not_negative, "at least 0")
-    lr_decay_rate: float | None = _key(None, "factor per epoch of linear_warmup_step_lr", _number, _positive, "above 0")
-    weight_decay: float = _key(
-        0.05, "AdamW's weight decay; none on biases, norms and vectors", _number, _not_negative, "at least 0"
-    )
-    beta2: float = _key(0.999, "AdamW's second beta", _number, lambda value: 0 < value < 1, "between 0 and 1")
-    batch_size_train: int | None = _key(
-        None, "training batch per process; needed for training", _integer, _positive, "at least 1"
-    )
-    batch_size_eval: int | None = _key(
-        None, "evaluation batch per process; default: batch_size_train, else 16", _integer, _positive, "at least 1"
-    )
-    accum_grad_iters: int = _key(1, "iterations per optimizer step", _integer, _positive, "at least 1")
-    amp: bool = _key(False, "mixed precision with loss scaling (GPU only)", _switch)
-    num_workers: int | None = _key(
-        None, "data-loading processes; default: 4, on a CPU 0", _integer, _not_negative, "at least 0"
-    )
-    seed: int = _key(42, "seed of weights, order and augmentation", _integer, _not_negative, "at least 0")
-    device: str = _key("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU where there is one", _device)
-    output_dir: str = _key("output", "a run writes into output_dir/<start time>; relative to where it starts", _text)
-    evaluate: bool = _key(False, "score the valid and test splits and don't train", _switch)
-    train_splits: tuple[str, ...] = _key(("train",), "LAVIS trains on the split named train", _splits)
-    valid_splits: tuple[str, ...] = _key((), "scored after each epoch; `val`, else the first, picks the best", _splits)
-    test_splits: tuple[str, ...] = _key((), "scored at the end, with the best weights", _splits)
-    val_freq: int = _key(1, "validate every n-th epoch, and after the last", _integer, _positive, "at least 1")
-    save_freq: int = _key(5, "keep every n-th epoch's checkpoint besides the newest; 0: none", _integer)
-    save_last: bool = _key(True, "keep the last epoch's checkpoint when the run is done", _switch)
-    log_freq: int = _key(50, "iterations between log lines", _integer, _positive, "at least 1")
-    early_stopping: int | None = _key(
-        None,
-        "stop after this many validations without a better metric; 0 or absent: never",
-        _integer,
-        _not_negative,
+    task: str = key("", "LAVIS task: how samples are trained on and scored", text)
+    runner: str = key("runner_peft", "the runner; this table is runner_peft's", text)
+    max_epoch: int | None = key(None, "epochs to train; needed for training", integer, positive, "at least 1")
+    init_lr: float | None = key(None, "learning rate; needed for training", number, positive, "above 0")
+    lr_sched: str = key("linear_warmup_cosine_lr", "learning-rate schedule", text)
+    min_lr: float = key(0.0, "learning rate at the end of a decay", number, not_negative, "at least 0")
+    warmup_lr: float = key(-1.0, "learning rate at the start of the warm-up; negative: the schedule's own", number)
+    warmup_steps: int = key(0, "warm-up, iterations", integer, not_negative, "at least 0")
+    lr_decay_rate: float | None = key(None, "factor per epoch of linear_warmup_step_lr", number, positive, "above 0")
+    weight_decay: float = key(
+        0.05,
+        "AdamW's weight decay; none on biases, norms and vectors",
+        number,
+        not_negative,
         "at least 0",
     )
-    disable_early_stopping: bool | None = _key(
-        None, "the research code's key: false means early_stopping: 3, true means 0", _switch
+    beta2: float = key(0.999, "AdamW's second beta", number, lambda value: 0 < value < 1, "between 0 and 1")
+    batch_size_train: int | None = key(
+        None, "training batch per process; needed for training", integer, positive, "at least 1"
     )
-    resume_ckpt_path: str | None = _key(
-        None, "checkpoint to continue from; with evaluation, the checkpoint to score", _text
+    batch_size_eval: int | None = key(
+        None,
+        "evaluation batch per process; default: batch_size_train, else 16",
+        integer,
+        positive,
+        "at least 1",
     )
-    tensorboard: bool | str = _key("auto", "write TensorBoard scalars; auto: if it is installed", _switch_or_auto)
-    use_dist_eval_sampler: bool = _key(True, "share evaluation among the processes", _switch)
+    accum_grad_iters: int = key(1, "iterations per optimizer step", integer, positive, "at least 1")
+    amp: bool = key(False, "mixed precision with loss scaling (GPU only)", switch)
+    num_workers: int | None = key(
+        None, "data-loading processes; default: 4, on a CPU 0", integer, not_negative, "at least 0"
+    )
+    seed: int = key(42, "seed of weights, order and augmentation", integer, not_negative, "at least 0")
+    device: str = key("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU where there is one", device)
+    output_dir: str = key("output", "a run writes into output_dir/<start time>; relative to where it starts", text)
+    evaluate: bool = key(False, "score the valid and test splits and don't train", switch)
+    train_splits: tuple[str, ...] = key(("train",), "LAVIS trains on the split named train", splits)
+    valid_splits: tuple[str, ...] = key((), "scored after each epoch; `val`, else the first, picks the best", splits)
+    test_splits: tuple[str, ...] = key((), "scored at the end, with the best weights", splits)
+    val_freq: int = key(1, "validate every n-th epoch, and after the last", integer, positive, "at least 1")
+    save_freq: int = key(5, "keep every n-th epoch's checkpoint besides the newest; 0: none", integer)
+    save_every_steps: int = key(
+        0,
+        "save within an epoch after every n-th optimizer step; 0: at its end only",
+        integer,
+        not_negative,
+        "at least 0",
+    )
+    keep_checkpoints: int = key(
+        1, "newest checkpoints to keep, besides the best and save_freq's", integer, positive, "at least 1"
+    )
+    save_last: bool = key(True, "keep the last epoch's checkpoint when the run is done", switch)
+    log_freq: int = key(50, "iterations between log lines", integer, positive, "at least 1")
+    early_stopping: int | None = key(
+        None,
+        "stop after this many validations without a better metric; 0 or absent: never",
+        integer,
+        not_negative,
+        "at least 0",
+    )
+    disable_early_stopping: bool | None = key(
+        None, "the research code's key: false means early_stopping: 3, true means 0", switch
+    )
+    resume_ckpt_path: str | None = key(
+        None,
+        "auto: go on with the newest run under output_dir, or begin one; a checkpoint: go on from it in a new folder; "
+        "with evaluation, the checkpoint to score",
+        text,
+    )
+    allow_config_change: tuple[str, ...] = key(
+        (), "keys, or sections, in which a resumed run may differ from its checkpoint", key_names
+    )
+    max_bad_steps: int = key(
+        10, "steps in a row without a finite loss and gradient that end the run", integer, positive, "at least 1"
+    )
+    on_bad_sample: str = key(
+        "error",
+        "a training picture that can't be read: error, or skip, which counts and logs it",
+        choice("error", "skip"),
+    )
+    on_full_disk: str = key(
+        "stop", "a checkpoint that finds no room on the disk: stop, or continue without it", choice("stop", "continue")
+    )
+    tensorboard: bool | str = key("auto", "write TensorBoard scalars; auto: if it is installed", switch_or_auto)
+    use_dist_eval_sampler: bool = key(True, "share evaluation among the processes", switch)
 
     @property
     def patience(self) -> int:
@@ -179,12 +162,12 @@ class IterRunSpec(RunSpec):
     refused: ClassVar[Mapping[str, str]] = {**REFUSED_KEYS, **EPOCH_KEYS}
     needed: ClassVar[tuple[str, ...]] = ("max_iters", "iters_per_inner_epoch", "init_lr", "batch_size_train")
 
-    max_iters: int | None = _key(None, "iterations to train; needed for training", _integer, _positive, "at least 1")
-    iters_per_inner_epoch: int | None = _key(
+    max_iters: int | None = key(None, "iterations to train; needed for training", integer, positive, "at least 1")
+    iters_per_inner_epoch: int | None = key(
         None,
         "iterations between two validations and checkpoints; needed for training",
-        _integer,
-        _positive,
+        integer,
+        positive,
         "at least 1",
     )
 

@@ -1,23 +1,35 @@
-"""Watches a training epoch from outside LAVIS's loop: the loss of every iteration, a progress bar, scalars."""
+"""Watches a training loop that isn't the plugin's from outside: every iteration's loss, a progress bar, scalars."""
 
 import contextlib
 import io
 import math
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from lavis.runners.runner_base import RunnerBase
+from lavis.tasks.base_task import BaseTask
 from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from lavis_peft.errors import UserError
+from lavis_peft.errors import TrainingDiverged
 from lavis_peft.runners import distributed
 from lavis_peft.runners.logs import RunLog
+from lavis_peft.runners.progress import progress_bar
 
 
-class TrainingDiverged(UserError):
-    """The loss isn't a finite number any more."""
+def foreign_loop(runner: Any) -> str | None:
+    """Whose training loop a runner is to use instead of the plugin's: a task's own, or its own; else None.
+
+    Args:
+        runner: A runner of the plugin's, or a subclass of one.
+    """
+    if type(runner).train_epoch is not RunnerBase.train_epoch:
+        return type(runner).__name__
+    own = [getattr(type(runner.task), name, None) for name in ("train_epoch", "_train_inner_loop")]
+    return None if own == [BaseTask.train_epoch, BaseTask._train_inner_loop] else type(runner.task).__name__
 
 
 class EpochWatch:
@@ -54,7 +66,7 @@ class EpochWatch:
         """
         handle = self._model.register_forward_hook(self._see)
         try:
-            with progress_bar(total=self._iterations, title=f"epoch {self._epoch}") as self._bar:
+            with progress_bar(self._iterations, f"epoch {self._epoch}") as self._bar, _above(self._bar):
                 yield self
         finally:
             handle.remove()
@@ -83,6 +95,22 @@ class EpochWatch:
         """The first parameter group's learning rate."""
         return float(self._optimizer.param_groups[0]["lr"])
 
+    def line_of(self, train: Callable[[], Mapping[str, str]]) -> dict[str, Any]:
+        """Watch an epoch and give its log line.
+
+        Args:
+            train: Trains it; gives LAVIS's averages, which are text of three decimals.
+        """
+        started = time.monotonic()
+        with self.watching():
+            rounded = train()
+        # In three decimals, a learning rate is 0.000.
+        line = {**{key: float(value) for key, value in rounded.items()}, "lr": self.lr}
+        loss = self.mean_loss()
+        if loss is not None:
+            line["loss"] = loss
+        return {**line, "seconds": round(time.monotonic() - started, 3)}
+
     def mean_loss(self) -> float | None:
         """The epoch's mean loss over all processes, unrounded; None where the model returns no `loss`."""
         total, count = distributed.summed(self._total, self._count)
@@ -105,10 +133,9 @@ class _AboveBar(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def progress_bar(total: int, title: str) -> Iterator["tqdm[Any] | None"]:
-    """A bar on standard error where that is a terminal, on the main process; else nothing, and LAVIS's lines stay."""
-    if not (distributed.is_main() and sys.stderr.isatty()):
-        yield None
+def _above(bar: Any) -> Iterator[None]:
+    if bar is None:
+        yield
         return
-    with tqdm(total=total, desc=title, leave=False, dynamic_ncols=True) as bar, contextlib.redirect_stdout(_AboveBar()):
-        yield bar
+    with contextlib.redirect_stdout(_AboveBar()):
+        yield

@@ -9,7 +9,13 @@ def __getattr__(name: str) -> Any:
         # LAVIS comes first: its import registers this very table, which must not happen halfway through what follows.
         import lavis  # noqa: F401
 
+        from lavis_peft.tasks.captioning import CaptioningTask
         from lavis_peft.tasks.multiple_choice_vqa import MultipleChoiceVqaTask
+        from lavis_peft.tasks.vqa_accuracy import VqaAccuracyTask
 
-        return {"multiple_choice_vqa": MultipleChoiceVqaTask}
+        return {
+            "captioning_peft": CaptioningTask,
+            "multiple_choice_vqa": MultipleChoiceVqaTask,
+            "vqa_accuracy_peft": VqaAccuracyTask,
+        }
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,38 @@ import torch.distributed as dist
 
 from lavis_peft.adapters.checkpoint import atomic_file
 from lavis_peft.errors import DataError
+from lavis_peft.runners import distributed
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 
 def gather(rows: list[Row]) -> list[list[Row]]:
     """Every process's rows, in the order of ranks, on every process; just the own ones where there is one process."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not (distributed.is_active() and distributed.world_size() > 1):
         return [rows]
     shares: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(shares, rows)
     return shares
+
+
+def on_main(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the main process's work gives, on every process.
+
+    Raises:
+        DataError: On the other processes, if the work failed; the main process raises what it raised.
+    """
+    result, failure = {}, None
+    if distributed.is_main():
+        try:
+            result = work()
+        except Exception as error:  # whatever it is, the others must hear of it: they wait
+            failure = error
+    result, said = distributed.from_main((result, str(failure) if failure else ""))
+    if failure is not None:
+        raise failure
+    if said:
+        raise DataError(f"on the main process: {said}")
+    return result
 
 
 def complete(shares: Sequence[Sequence[Row]], expected: Sequence[str] | None, split: str) -> list[Row]:
@@ -57,28 +78,47 @@ def complete(shares: Sequence[Sequence[Row]], expected: Sequence[str] | None, sp
     return [rows[identity] for identity in expected]
 
 
-def metrics(rows: Sequence[Row]) -> dict[str, Any]:
-    """Accuracy in percent, overall and by question type.
+def metrics(rows: Sequence[Row], value: str = "correct") -> dict[str, Any]:
+    """Accuracy in percent: overall, by question type, and by the labels of the questions' groups.
 
-    A type ``a/b`` counts under ``a`` and under ``a/b``; questions without a type only count overall.
+    A type ``a/b`` counts under ``a`` and under ``a/b``, a question with several labels of a group under each; questions
+    without a type or group only count overall.
+
+    Args:
+        rows: One a question.
+        value: The key of a row that says how right its answer is, 0 to 1.
+
+    Returns:
+        ``accuracy`` and ``agg_metrics``, the same; ``accuracy_by_type``; ``accuracy_by_group``, if any row has groups:
+        for each group its labels; ``total``, questions.
     """
-    hits: dict[str, list[bool]] = defaultdict(list)
+    types: dict[str, list[float]] = defaultdict(list)
+    groups: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         levels = row.get("question_type", "").split("/")
         for depth in range(len(levels) if levels[0] else 0):
-            hits["/".join(levels[: depth + 1])].append(row["correct"])
-    accuracy = _percent(row["correct"] for row in rows)
+            types["/".join(levels[: depth + 1])].append(row[value])
+        for name, labels in row.get("groups", {}).items():
+            for label in labels:
+                groups[name][label].append(row[value])
+    accuracy = _percent(row[value] for row in rows)
+    by_group = {name: _percents(found) for name, found in sorted(groups.items())}
     return {
         "agg_metrics": accuracy,
         "accuracy": accuracy,
-        "accuracy_by_type": {kind: _percent(hits[kind]) for kind in sorted(hits)},
+        "accuracy_by_type": _percents(types),
+        **({"accuracy_by_group": by_group} if by_group else {}),
         "total": len(rows),
     }
 
 
-def _percent(correct: Iterable[bool]) -> float:
-    flags = list(correct)
-    return 100.0 * sum(flags) / len(flags) if flags else 0.0
+def _percents(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {label: _percent(found[label]) for label in sorted(found)}
+
+
+def _percent(values: Iterable[float]) -> float:
+    found = list(values)
+    return 100.0 * sum(found) / len(found) if found else 0.0
 
 
 def same_text(prediction: str, answers: Sequence[str]) -> bool:

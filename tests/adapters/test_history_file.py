@@ -29,7 +29,7 @@ def test_a_whole_file_is_read(by_hand: History, run_folder: RunFolder) -> None:
         ({"step": None}, "no step number"),
         ({"changes": ...}, "no list 'changes'"),
         ({"layers": []}, "no adapted layer"),
-        ({"layers": [{"part": "qformer"}] * 3}, r"layers\[0\]: name, word, init_r, price missing or wrong"),
+        ({"layers": [{"part": "qformer"}] * 3}, r"layers\[0\]: name, word, init_r, price, layer missing or wrong"),
         ({"pools": [{"parts": ["qformer"]}]}, r"pools\[0\]: initial, target missing or wrong"),
         ({"pools": []}, "part 'qformer' belongs to 0 pools"),
         ({"ranks": [4, 2]}, "ranks has 2 entries for 3 layers"),

@@ -88,7 +88,7 @@ def test_pruned_ranks_are_gone_and_outputs_stay(trained: Any, tmp_path: Path) ->
     assert pruned["files"] == sorted(
         [
             *(f"{p}/{f}" for p in BOTH for f in ("adapter_config.json", "adapter_model.safetensors")),
-            "trained.safetensors",
+            *("README.md", "run.yaml", "trained.safetensors"),
         ]
     )
 

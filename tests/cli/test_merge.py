@@ -16,10 +16,12 @@ lavis_peft.register()
 
 from lavis.common.registry import registry  # noqa: E402  after the plugin made LAVIS importable
 
+from lavis_peft.adapters.layerwise import LayerMerger  # noqa: E402
 from lavis_peft.cli import main  # noqa: E402
 from lavis_peft.models.merged import compare  # noqa: E402
 
 Section = Callable[..., dict[str, Any]]
+TunedRun = Callable[..., tuple[Path, Path, Any]]
 BOTH = {
     "qformer": {
         "peft_type": "LORA",
@@ -31,42 +33,15 @@ BOTH = {
 }
 
 
-def _trained(section: dict[str, Any], folder: Path) -> tuple[Path, Path, Any]:
-    """A run config with base weights, and a checkpoint of it in which every adapter does something."""
-    cls = registry.get_model_class(section["arch"])
-    base = cls.from_config({key: value for key, value in section.items() if key != "adapters"})
-    own = ("visual_encoder.", "t5_model.", "llm_model.")
-    torch.save({"model": {k: v for k, v in base.state_dict().items() if not k.startswith(own)}}, folder / "base.pth")
-    vit = folder / "vit.pth"
-    torch.save(base.visual_encoder.state_dict(), vit)
-    section = {
-        **section,
-        "model_type": "tiny",
-        "load_pretrained": True,
-        "pretrained": str(folder / "base.pth"),
-        "vit_model": {**section["vit_model"], "weights": str(vit)},
-    }
-    model = cls.from_config(section)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    torch.save({"model": state}, folder / "checkpoint_best.pth")
-    config = folder / "run.yaml"
-    run = {"runner": "runner_peft", "task": "multiple_choice_vqa"}
-    config.write_text(OmegaConf.to_yaml({"model": section, "datasets": {"easy_vqa": {"type": "default"}}, "run": run}))
-    return config, folder / "checkpoint_best.pth", model.eval()
-
-
 def _merge(*arguments: object) -> Any:
     return CliRunner().invoke(main, ["merge", *map(str, arguments)])
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
-def test_merged_files_give_the_unmerged_outputs(family: str, model_section: Section, tmp_path: Path) -> None:
-    config, checkpoint, model = _trained(model_section(family, adapters=BOTH), tmp_path)
+def test_merged_files_give_the_unmerged_outputs(
+    family: str, model_section: Section, tmp_path: Path, tuned_run: TunedRun
+) -> None:
+    config, checkpoint, model = tuned_run(model_section(family, adapters=BOTH))
     result = _merge("--cfg-path", config, "--checkpoint", checkpoint, "--output", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -85,24 +60,28 @@ def test_merged_files_give_the_unmerged_outputs(family: str, model_section: Sect
     assert set(keys) == set(torch.load(tmp_path / "base.pth", weights_only=True)["model"])
 
 
-def test_only_the_qformer_leaves_the_language_model_where_it_is(model_section: Section, tmp_path: Path) -> None:
+def test_only_the_qformer_leaves_the_language_model_where_it_is(
+    model_section: Section, tmp_path: Path, tuned_run: TunedRun
+) -> None:
     section = model_section("t5", adapters={"qformer": BOTH["qformer"]})
-    config, checkpoint, _ = _trained(section, tmp_path)
+    config, checkpoint, _ = tuned_run(section)
     assert _merge("--cfg-path", config, "--checkpoint", checkpoint, "--output", tmp_path / "out").exit_code == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["merged.pth", "run.yaml"]
     assert OmegaConf.load(tmp_path / "out" / "run.yaml").model.t5_model == section["t5_model"]
 
 
-def test_a_folder_in_use_is_left_alone(model_section: Section, tmp_path: Path) -> None:
-    config, checkpoint, _ = _trained(model_section("t5", adapters=BOTH), tmp_path)
+def test_a_folder_in_use_is_left_alone(model_section: Section, tmp_path: Path, tuned_run: TunedRun) -> None:
+    config, checkpoint, _ = tuned_run(model_section("t5", adapters=BOTH))
     result = _merge("--cfg-path", config, "--checkpoint", checkpoint, "--output", tmp_path)
     assert result.exit_code == 2
     assert "exists already" in result.output
     assert not (tmp_path / "merged.pth").exists()
 
 
-def test_a_checkpoint_of_another_model_is_refused_and_nothing_written(model_section: Section, tmp_path: Path) -> None:
-    config, checkpoint, _ = _trained(model_section("t5", adapters=BOTH), tmp_path)
+def test_a_checkpoint_of_another_model_is_refused_and_nothing_written(
+    model_section: Section, tmp_path: Path, tuned_run: TunedRun
+) -> None:
+    config, checkpoint, _ = tuned_run(model_section("t5", adapters=BOTH))
     state = torch.load(checkpoint, weights_only=True)
     state["model"] = {key.replace("lora_A", "lora_C"): value for key, value in state["model"].items()}
     torch.save(state, checkpoint)
@@ -113,8 +92,8 @@ def test_a_checkpoint_of_another_model_is_refused_and_nothing_written(model_sect
     assert not list(tmp_path.glob(".out*"))
 
 
-def test_a_weight_that_is_not_finite_is_refused(model_section: Section, tmp_path: Path) -> None:
-    config, checkpoint, _ = _trained(model_section("t5", adapters=BOTH), tmp_path)
+def test_a_weight_that_is_not_finite_is_refused(model_section: Section, tmp_path: Path, tuned_run: TunedRun) -> None:
+    config, checkpoint, _ = tuned_run(model_section("t5", adapters=BOTH))
     state = torch.load(checkpoint, weights_only=True)
     name = next(key for key in state["model"] if "lora_B" in key)
     state["model"][name][0, 0] = float("nan")
@@ -125,27 +104,24 @@ def test_a_weight_that_is_not_finite_is_refused(model_section: Section, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_no_adapter_means_nothing_to_merge(model_section: Section, tmp_path: Path) -> None:
-    config, checkpoint, _ = _trained(model_section("t5", adapters={"qformer": "full"}), tmp_path)
+def test_no_adapter_means_nothing_to_merge(model_section: Section, tmp_path: Path, tuned_run: TunedRun) -> None:
+    config, checkpoint, _ = tuned_run(model_section("t5", adapters={"qformer": "full"}))
     result = _merge("--cfg-path", config, "--checkpoint", checkpoint, "--output", tmp_path / "out")
     assert result.exit_code == 2
     assert "nothing to merge" in result.output
 
 
 def test_a_lost_adapter_is_noticed_beside_a_half_precision_language_model(
-    model_section: Section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_section: Section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuned_run: TunedRun
 ) -> None:
     """The language model's rounding would hide it in the scores."""
     section = model_section("t5", llm_precision="bf16", adapters={"qformer": BOTH["qformer"], "train": []})
-    config, checkpoint, _ = _trained(section, tmp_path)
-    plain = torch.load(tmp_path / "base.pth", weights_only=True)["model"]
+    config, checkpoint, _ = tuned_run(section)
 
-    def forgetful(part: torch.nn.Module, dtype: Any = None) -> dict[str, torch.Tensor]:
-        own = {key.removeprefix("Qformer."): value for key, value in plain.items() if key.startswith("Qformer.")}
-        state = part.state_dict()
-        return own if any("lora" in key for key in state) else state
+    def forgetful(merger: LayerMerger, name: str, weight: torch.Tensor, bias: Any, dtype: Any) -> dict[str, Any]:
+        return {f"{name}.weight": weight, f"{name}.bias": bias}
 
-    monkeypatch.setattr("lavis_peft.models.merged.merged_state", forgetful)
+    monkeypatch.setattr(LayerMerger, "merge", forgetful)
     result = _merge("--cfg-path", config, "--checkpoint", checkpoint, "--output", tmp_path / "out")
     assert result.exit_code == 2
     assert "visual prefix" in result.output

@@ -76,6 +76,30 @@ def test_malformed_options(run_file: RunFile) -> None:
     assert (found.exit_code, "must be KEY=VALUE" in found.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (["--resume", "--cfg-path", "r.yaml"], ['run.resume_ckpt_path="auto"']),
+        (["--cfg-path", "r.yaml", "--resume"], ['run.resume_ckpt_path="auto"']),
+        (
+            ["--cfg-path", "r.yaml", "--options", "a.b=1", "--resume", "x y.pth"],
+            ["a.b=1", 'run.resume_ckpt_path="x y.pth"'],
+        ),
+        (
+            ["--cfg-path", "r.yaml", "--allow-config-change", "run.seed", "--allow-config-change", "model"],
+            ['run.allow_config_change=["run.seed", "model"]'],
+        ),
+    ],
+)
+def test_going_on(arguments: list[str], options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from lavis_peft.cli import running
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr(running, "run", lambda cfg_path, given, training: seen.append(given) or {})
+    assert CliRunner().invoke(main, ["train", *arguments]).exit_code == 0
+    assert seen == [options]
+
+
 def test_train_then_evaluate(run_file: RunFile, tmp_path: Path) -> None:
     path = str(run_file(output_dir="here", evaluate=None, seed=None))
     trained = run("train", "--cfg-path", path, "--options", "run.max_epoch=1", "run.lr_sched=constant_lr", cwd=tmp_path)

@@ -41,13 +41,14 @@ def info(images, **splits):
 
 
 def test_names_are_registered_with_their_defaults(builders):
-    from lavis.common.config import Config
     from lavis.common.registry import registry
+
+    from lavis_peft.runners.config import dataset_sections
 
     for name, cls in builders.items():
         assert registry.get_builder_class(name) is cls
-        config = Config.build_dataset_config(OmegaConf.create({"datasets": {name: {"seed": 3}}}))
-        assert config.datasets[name].seed == 3 and "{question}" in config.datasets[name].prompt
+        sections = dataset_sections(OmegaConf.create({"datasets": {name: {"seed": 3}}}))
+        assert sections[name].seed == 3 and sections[name].prompt
 
 
 def test_json_and_jsonl_splits(build, write, pictures):

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,10 +26,10 @@ def noisy(image):
     return to_tensor(image) + torch.rand(1) + random.random() + float(np.random.rand())
 
 
-def make(records, *, target="{answer}", vis_processor=to_tensor, train=False):
+def make(records, *, target="{answer}", vis_processor=to_tensor, train=False, **options):
     prompt = parse_template("Q: {question} {options} or {choices}", ("question", "options", "choices"), "p")
     parsed = parse_template(target, ("answer", "letter"), "t")
-    return InstructDataset(records, ImageFiles(), prompt, parsed, vis_processor, str.strip, train)
+    return InstructDataset(records, ImageFiles(), prompt, parsed, vis_processor, str.strip, train, **options)
 
 
 def test_a_sample_has_the_contract(pictures):
@@ -40,6 +41,7 @@ def test_a_sample_has_the_contract(pictures):
         "question_id": "4",
         "image_id": "a.png",
         "question_type": "kind",
+        "groups": {},
         "answer": "y",
         "answers": ["y"],
         "choices": ["x", "y"],
@@ -82,6 +84,32 @@ def test_targets_are_drawn_in_training_only(pictures):
     assert drawn == [train[index]["text_output"] for index in range(30)]
     train.set_epoch(1)
     assert drawn != [train[index]["text_output"] for index in range(30)]
+
+
+def test_every_answer_is_a_target_of_the_batch(pictures):
+    answers = (("red", "red", "blue"), ("green",))
+    records = [record(pictures / f"{name}.png", n, answers[n], ()) for n, name in enumerate("ab")]
+    dataset = make(records, train=True, every_answer=True)
+    batch = dataset.collater([dataset[0], dataset[1]])
+    assert batch["text_output"] == ["red", "red", "blue", "green"]
+    assert batch["question_id"] == ["0", "0", "0", "1"]
+    assert batch["image"].shape == (4, 3, 8, 8)
+    assert torch.equal(batch["image"][0], batch["image"][2])
+    assert not torch.equal(batch["image"][2], batch["image"][3])
+    evaluated = make(records, every_answer=True)
+    assert evaluated.collater([evaluated[0], evaluated[1]])["text_output"] == ["red", "green"]
+
+
+def test_the_separator_of_the_options(pictures):
+    sample = make([record(pictures / "a.png", 4)], option_separator="\n")[0]
+    assert sample["text_input"] == "Q: q4? (a) x\n(b) y or x, y"
+
+
+def test_groups_are_in_the_sample(pictures):
+    grouped = replace(record(pictures / "a.png", 0), groups={"grade": ("1-6",), "modality": ("text", "image")})
+    dataset = make([grouped, record(pictures / "b.png", 1)])
+    batch = dataset.collater([dataset[0], dataset[1]])
+    assert batch["groups"] == [{"grade": ["1-6"], "modality": ["text", "image"]}, {}]
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(pictures):

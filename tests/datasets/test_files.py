@@ -59,6 +59,8 @@ def test_json_and_jsonl_are_told_apart_by_content(write):
         ("[]", "the list is empty"),
         ('[{"x": 1},\n {"x" 2}]', "not JSON: line 2, column 7"),
         ('{"x": 1}\n{"x": 2\n', "not JSON: line 2"),
+        pytest.param("[" * 1_000_000, "can't be read: maximum recursion", id="nested"),
+        pytest.param('{"x": 1}\n' + '{"x":' * 1_000_000, "line 2 can't be read: maximum recursion", id="nested-line"),
         ('{\n "records": []\n}', "neither a JSON list nor one record a line: line 1"),
         ("image,answer\n", "neither a JSON list nor one record a line: line 1"),
     ],

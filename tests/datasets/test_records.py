@@ -32,6 +32,13 @@ def test_defaults_and_fixed_choices():
     assert record.answers == ("x", "y", "x")
 
 
+def test_groups_are_labels_by_name():
+    record, problems = read({**GOOD, "groups": {"grade": "1-6", "modality": ["text", "image"]}})
+    assert problems == []
+    assert record.groups == {"grade": ("1-6",), "modality": ("text", "image")}
+    assert read(GOOD)[0].groups == {}
+
+
 def test_a_question_is_needed_only_where_the_prompt_uses_it():
     raw = {"image": "a.png", "answer": "x"}
     assert read(raw, used=("answer",))[1] == []
@@ -54,6 +61,10 @@ def test_a_question_is_needed_only_where_the_prompt_uses_it():
         ({"choices": ["x", "x"]}, "a choice is listed twice"),
         ({"choices": ["x"]}, "'choices' needs at least two, found ['x']"),
         ({"question_id": 1.5}, "'question_id' must be a text or a whole number, found 1.5"),
+        ({"groups": ["1-6"]}, "'groups' must be a mapping from a name to a label or a list of labels, found ['1-6']"),
+        ({"groups": {"grade": 3}}, "'groups': 'grade' must be a text or a list of texts, found 3"),
+        ({"groups": {"grade": ["1-6", ""]}}, "'groups': 'grade' must be a text or a list of texts, found ['1-6', '']"),
+        ({"group": {}}, "unknown field 'group' (did you mean 'groups'?)"),
         ({"question_typ": "k"}, "unknown field 'question_typ' (did you mean 'question_type'?)"),
     ],
 )

@@ -38,6 +38,9 @@ def test_options_are_read():
     spec = parse_instruct_json(given)
     assert (spec.choices, spec.max_samples, spec.seed) == (("yes", "no"), {"train": 5}, 7)
     assert spec.shuffle_images and spec.cache_images
+    assert (spec.option_separator, spec.train_answers) == (" ", "drawn")
+    spec = parse_instruct_json(section(option_separator="\n", train_answers="each"))
+    assert (spec.option_separator, spec.train_answers) == ("\n", "each")
 
 
 @pytest.mark.parametrize(
@@ -54,6 +57,8 @@ def test_options_are_read():
         ({"max_samples": {"test": 3}}, "datasets.instruct_json.max_samples.test: unknown key; allowed: train"),
         ({"max_samples": 3}, "datasets.instruct_json.max_samples: expected a mapping, found 3"),
         ({"shuffle_images": "yes"}, "datasets.instruct_json.shuffle_images: expected true or false, found 'yes'"),
+        ({"option_separator": 3}, "datasets.instruct_json.option_separator: expected a text, found 3"),
+        ({"train_answers": "all"}, "train_answers: expected one of drawn, each, together, found 'all'"),
         ({"seed": -1}, "datasets.instruct_json.seed: expected a whole number of at least 0, found -1"),
         ({"build_info": {}}, "build_info.annotations: missing; give at least one of test, train, val"),
         ({"build_info": {"anotations": {}}}, "build_info.anotations: unknown key (did you mean 'annotations'?)"),

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,43 +18,6 @@ needs_lavis_main = pytest.mark.skipif(
 )
 TEXTS = ["Question: is there a red circle? Short answer:", "what shape is it ?", "Question: the color"]
 TARGETS = ["yes", "blue triangle", "a large green square"]
-
-
-@pytest.fixture(scope="module")
-def sentencepiece_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LLaMA folder with a real SentencePiece model, which LAVIS's slow tokenizer needs."""
-    sentencepiece = pytest.importorskip("sentencepiece")
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("vicuna")
-    corpus = folder / "corpus.txt"
-    corpus.write_text("\n".join([*TEXTS, *TARGETS, "Short answers to questions about the shapes in an image."] * 20))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=60,
-        model_type="bpe",
-        hard_vocab_limit=False,
-        byte_fallback=False,
-    )
-    vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).get_piece_size()
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
-    model.save_pretrained(folder)
-    return folder
 
 
 def _theirs(name: str, ours: Any, llm: str, monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -1,6 +1,7 @@
-"""AdaLoRA through RunnerPeft and LAVIS's own loop, on a small random model and a few pictures."""
+"""AdaLoRA through RunnerPeft, on a small random model and a few pictures."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,32 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(run_file: RunFile) ->
         assert resumed.plain_model.adalora.as_history() == whole.plain_model.adalora.as_history()
 
 
+@pytest.mark.parametrize("kind", [["run.accum_grad_iters=2"], ["run.runner=runner_peft_iter"]])
+def test_a_run_interrupted_within_an_epoch(kind: list[str], run_file: RunFile) -> None:
+    length = (
+        {"max_epoch": 2} if "accum" in kind[0] else {"max_epoch": None, "max_iters": 10, "iters_per_inner_epoch": 5}
+    )
+    path = run_file({"train": 10}, batch_size_train=2, valid_splits=None, save_every_steps=1, **length)
+    # Dropout, in the Q-Former and in LoRA's triplets, so that the generators matter.
+    options = [*kind, "model.qformer.hidden_dropout_prob=0.1", "model.adapters.qformer.lora_dropout=0.1"]
+    whole = run(path, *options, f"run.output_dir={path.parent / 'whole'}")
+    killed = build_runner(str(path), options, training=True)
+    step, left = killed.task.train_step, iter(range(8))
+    killed.task.train_step = lambda **more: (next(left), step(**more))[1]
+    with pytest.raises(StopIteration):
+        killed.train()
+    assert re.fullmatch(r"checkpoint_1_\d\.pth", killed._newest.name)
+    resumed = run(path, *options, "run.resume_ckpt_path=auto")
+    assert equal(final(resumed), final(whole))
+    assert resumed.plain_model.adalora.as_history() == whole.plain_model.adalora.as_history()
+    assert log_of(resumed) == log_of(whole)
+
+
+def log_of(runner: Any) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (runner.output_dir / "log.txt").read_text().splitlines()]
+    return [{key: line[key] for key in line if "seconds" not in key} for line in lines if "config" not in line]
+
+
 def test_a_saved_model_gives_the_same_scores(run_file: RunFile) -> None:
     path = run_file(max_epoch=2, valid_splits=None, test_splits=None)
     runner = run(path)
@@ -128,8 +155,11 @@ def test_schedules_that_do_not_fit_the_run_are_refused_before_it_trains(
 def test_a_run_is_resumed_with_its_own_length(run_file: RunFile) -> None:
     path = run_file(max_epoch=3, valid_splits=None, test_splits=None, save_freq=1)
     runner = run(path)
+    options = ["run.max_epoch=5", f"run.resume_ckpt_path={runner.output_dir / 'checkpoint_1.pth'}"]
+    with pytest.raises(ConfigError, match=r"run\.max_epoch was 3 and is 5"):
+        run(path, *options)
     with pytest.raises(ConfigError, match="the budget falls over the whole run"):
-        run(path, "run.max_epoch=5", f"run.resume_ckpt_path={runner.output_dir / 'checkpoint_1.pth'}")
+        run(path, *options, "run.allow_config_change=run.max_epoch")
 
 
 def test_accumulation_and_left_over_iterations(run_file: RunFile) -> None:

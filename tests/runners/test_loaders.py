@@ -10,7 +10,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from lavis_peft.errors import ConfigError
 from lavis_peft.runners import distributed
-from lavis_peft.runners.loaders import eval_loader, seed_everything, train_loader
+from lavis_peft.runners.loaders import eval_loader, train_loader
+from lavis_peft.runners.seeding import seed_everything
 
 
 class Numbers(Dataset[Any]):

@@ -83,3 +83,33 @@ def test_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     RunLog(tmp_path, enabled=True, tensorboard="auto").scalars("val", {"a": 1}, 0)
     with pytest.raises(MissingExtra, match=r"lavis-peft\[tensorboard\]"):
         RunLog(tmp_path, enabled=True, tensorboard=True)
+
+
+def test_a_log_is_cut_back_to_a_moment(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, enabled=True, tensorboard=False)
+    assert log.length == 0
+    for number in range(3):
+        log.line({"epoch": number})
+    with (tmp_path / "log.txt").open("a") as file:
+        file.write('{"epoch": 3, "tra')  # a line that a kill cut off
+    assert log.length == 3
+    log.cut(5)
+    assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n{"epoch": 1}\n{"epoch": 2}\n'
+    log.cut(2)
+    assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
+
+
+def test_a_log_takes_over_another_ones_lines(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder, config in ((old, 1), (new, 2)):
+        folder.mkdir()
+        RunLog(folder, enabled=True, tensorboard=False).line({"config": config})
+    earlier = RunLog(old, enabled=True, tensorboard=False)
+    for number in range(3):
+        earlier.line({"epoch": number})
+    log = RunLog(new, enabled=True, tensorboard=False)
+    log.take_over(old, 3)
+    log.take_over(tmp_path / "gone", 3)
+    assert (new / "log.txt").read_text() == '{"config": 2}\n{"epoch": 0}\n{"epoch": 1}\n'
+    RunLog(new, enabled=False, tensorboard=False).cut(0)
+    assert log.length == 3

@@ -1,10 +1,10 @@
-"""The runner with LAVIS's real loop, a model of a few numbers, and a task whose metrics are given."""
+"""The runner with its loop, a model of a few numbers, and a task whose metrics are given."""
 
 import json
 import logging
 import math
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ from torch.utils.data import Dataset, default_collate
 
 import lavis_peft
 from lavis_peft.adapters.checkpoint import read_checkpoint
-from lavis_peft.errors import CheckpointError, ConfigError
+from lavis_peft.errors import CheckpointError, ConfigError, TrainingDiverged
 from lavis_peft.runners import distributed
-from lavis_peft.runners.watch import TrainingDiverged
 
 lavis_peft.register()
 
@@ -52,7 +51,7 @@ class Line(BaseModel):
         torch.manual_seed(0)
         self.base = torch.nn.Linear(2, 2).requires_grad_(False)
         self.head = torch.nn.Linear(2, 1)
-        self.nan_at: int | None = None
+        self.bad: Callable[[int], bool] = lambda number: False
         self.passes = 0
         self.fresh: list[bool] = []
 
@@ -61,7 +60,7 @@ class Line(BaseModel):
         self.fresh.append(gradient is None or not gradient.any())
         loss = (self.head(self.base(samples["x"])) - samples["y"]).square().mean()
         self.passes += 1
-        return {"loss": loss * math.nan if self.passes - 1 == self.nan_at else loss}
+        return {"loss": loss * math.nan if self.bad(self.passes - 1) else loss}
 
 
 class Scripted(BaseTask):
@@ -191,12 +190,36 @@ def test_save_last_off(tmp_path: Path) -> None:
     assert files_of(runner) == {"checkpoint_best.pth"}
 
 
-def test_a_diverged_loss_stops_before_the_step(tmp_path: Path) -> None:
-    runner = make(tmp_path, save_freq=0)
-    runner.plain_model.nan_at = 6
-    with pytest.raises(TrainingDiverged, match=r"nan at epoch 1, iteration 2"):
+def test_a_step_without_finite_numbers_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runner = make(tmp_path)
+    runner.plain_model.bad = lambda number: number == 6
+    runner.train()
+    assert [line["train_bad_steps"] for line in log_of(runner) if "train_loss" in line] == [0, 1, 0]
+    assert "Epoch 1, iteration 2: the loss is nan" in caplog.text
+    assert weights(runner).isfinite().all()
+    assert all(math.isfinite(line["train_loss"]) for line in log_of(runner)[1:])
+
+
+def test_an_iteration_that_is_left_over_spoils_no_step(tmp_path: Path) -> None:
+    # Four iterations an epoch, a step every third: the fourth belongs to none.
+    runner = make(tmp_path, accum_grad_iters=3, max_epoch=2)
+    runner.plain_model.bad = lambda number: number == 3
+    runner.train()
+    assert [line["train_bad_steps"] for line in log_of(runner) if "train_loss" in line] == [0, 0]
+
+
+def test_an_epoch_that_is_too_short_for_a_step(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a step takes 5 iterations and an epoch has 4, so nothing would be trained"):
+        make(tmp_path, accum_grad_iters=5).train()
+
+
+def test_too_many_in_a_row_end_the_run(tmp_path: Path) -> None:
+    runner = make(tmp_path, save_freq=0, max_bad_steps=2, save_every_steps=1)
+    runner.plain_model.bad = lambda number: number >= 6
+    with pytest.raises(TrainingDiverged, match=r"2 optimizer steps in a row .*epoch 1, iteration 3: the loss is nan"):
         runner.train()
-    assert files_of(runner) == {"checkpoint_0.pth"}
+    # What was saved before the first of them stays, beside what was saved between the two.
+    assert files_of(runner) == {"checkpoint_1_2.pth", "checkpoint_1_3.pth"}
     assert weights(runner).isfinite().all()
 
 
@@ -219,7 +242,9 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path: Path) -> No
         resume_ckpt_path=str(whole.output_dir / "checkpoint_1.pth"),
     )
     tested = resumed.train()
-    assert [line["epoch"] for line in log_of(resumed) if "train_loss" in line] == [2, 3]
+    # Its log begins with what the first run had measured up to that checkpoint.
+    assert [line["epoch"] for line in log_of(resumed) if "train_loss" in line] == [0, 1, 2, 3]
+    assert len([line for line in log_of(resumed) if "config" in line]) == 1
     last = read_checkpoint(whole.output_dir / "checkpoint_3.pth")["model"]
     again = read_checkpoint(resumed.output_dir / "checkpoint_3.pth")["model"]
     assert all(torch.equal(last[key], again[key]) for key in last)
@@ -243,19 +268,30 @@ def test_a_run_killed_during_validation_is_validated_when_resumed(tmp_path: Path
     path = str(killed.output_dir / "checkpoint_1.pth")
     resumed = make(tmp_path / "b", Scripted([9, 2]), valid_splits=["val"], resume_ckpt_path=path)
     resumed.train()
-    assert [line["epoch"] for line in log_of(resumed) if "val_agg_metrics" in line] == [1, 2]
+    assert [line["epoch"] for line in log_of(resumed) if "val_agg_metrics" in line] == [0, 1, 2]
     assert read_checkpoint(resumed.output_dir / "checkpoint_best.pth")["epoch"] == 1
 
 
 def test_a_lost_best_checkpoint_is_said_and_looked_for_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = make(tmp_path / "a", Scripted([9, 8]), valid_splits=["val"], max_epoch=2)
+    first.train()
+    (first.output_dir / "checkpoint_best.pth").unlink()
+    changed = {"resume_ckpt_path": str(first.output_dir / "checkpoint_1.pth"), "allow_config_change": "run.max_epoch"}
+    resumed = make(tmp_path / "b", Scripted([1, 2]), valid_splits=["val"], max_epoch=4, **changed)
+    resumed.train()
+    assert "run.max_epoch was 2 and is 4" in caplog.text
+    assert "looked for anew" in caplog.text
+    assert read_checkpoint(resumed.output_dir / "checkpoint_best.pth")["epoch"] == 3
+
+
+def test_a_best_checkpoint_that_was_not_written_yet_is_written(tmp_path: Path) -> None:
     first = make(tmp_path / "a", Scripted([9]), valid_splits=["val"], max_epoch=1)
     first.train()
     (first.output_dir / "checkpoint_best.pth").unlink()
-    path = str(first.output_dir / "checkpoint_0.pth")
-    resumed = make(tmp_path / "b", Scripted([1, 2]), valid_splits=["val"], resume_ckpt_path=path)
+    changed = {"resume_ckpt_path": str(first.output_dir / "checkpoint_0.pth"), "allow_config_change": ["run"]}
+    resumed = make(tmp_path / "b", Scripted([1, 2]), valid_splits=["val"], **changed)
     resumed.train()
-    assert "looked for anew" in caplog.text
-    assert read_checkpoint(resumed.output_dir / "checkpoint_best.pth")["epoch"] == 2
+    assert read_checkpoint(resumed.output_dir / "checkpoint_best.pth")["epoch"] == 0
 
 
 def test_a_finished_run_cannot_be_resumed(tmp_path: Path) -> None:

@@ -101,6 +101,18 @@ def test_any_of_several_answers_is_right(task_class):
     assert task_class().valid_step(FakeModel(), samples)[0]["correct"]
 
 
+def test_groups_are_counted(task_class, result_dir):
+    samples = {
+        **batch(*QUESTIONS),
+        "groups": [{"grade": ("1-6",), "modality": ["text", "image"]}, {"grade": ["1-6"]}, {}],
+    }
+    task = task_class()
+    rows = task.valid_step(FakeModel(), samples)
+    assert rows[0]["groups"] == {"grade": ["1-6"], "modality": ["text", "image"]} and "groups" not in rows[2]
+    found = task.after_evaluation(val_result=rows, split_name="val", epoch=0)
+    assert found["accuracy_by_group"] == {"grade": {"1-6": 50.0}, "modality": {"image": 100.0, "text": 100.0}}
+
+
 def test_scores_that_are_no_numbers(task_class):
     class Diverged(FakeModel):
         def score_candidates(self, image, prompts, candidates):

@@ -73,6 +73,29 @@ def test_accuracy_by_type_counts_each_level():
     }
 
 
+def test_accuracy_by_group_counts_every_label():
+    found = metrics(
+        [
+            {"correct": True, "groups": {"modality": ["text", "image"], "grade": ("1-6",)}},
+            {"correct": False, "groups": {"modality": ["image"], "grade": ["7-12"]}},
+            {"correct": False, "groups": {"modality": []}},
+            {"correct": True},
+        ]
+    )
+    assert found["accuracy_by_group"] == {
+        "grade": {"1-6": 100.0, "7-12": 0.0},
+        "modality": {"image": 50.0, "text": 100.0},
+    }
+    assert found["accuracy"] == 50.0 and found["accuracy_by_type"] == {}
+
+
+def test_answers_may_be_partly_right():
+    rows = [{"share": 0.3, "question_type": "a"}, {"share": 1.0, "question_type": "a", "groups": {"x": ["y"]}}]
+    found = metrics(rows, "share")
+    assert found["accuracy"] == found["accuracy_by_type"]["a"] == pytest.approx(65)
+    assert found["accuracy_by_group"] == {"x": {"y": 100.0}}
+
+
 def test_no_rows_no_accuracy():
     assert metrics([]) == {"agg_metrics": 0.0, "accuracy": 0.0, "accuracy_by_type": {}, "total": 0}
 
@@ -93,12 +116,19 @@ def test_writing_is_all_or_nothing(tmp_path):
 _TWO_PROCESSES = """
 import sys
 import torch.distributed as dist
-from lavis_peft.tasks.results import complete, gather
+from lavis_peft.errors import DataError
+from lavis_peft.tasks.results import complete, gather, on_main
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], world_size=2, rank=rank)
 own = [{"question_id": str(number), "correct": True} for number in ((0, 2), (1, 0))[rank]]
 found = complete(gather(own), ["0", "1", "2"], "test")
-print([row["question_id"] for row in found])
+worked = on_main(lambda: {"by": rank})
+def fail():
+    raise ValueError(f"no disk at {rank}")
+try:
+    on_main(fail)
+except (ValueError, DataError) as error:
+    print([row["question_id"] for row in found], worked, f"{type(error).__name__}: {error}")
 dist.destroy_process_group()
 """
 
@@ -110,4 +140,5 @@ def test_two_processes_see_the_same_rows(tmp_path):
         for rank in (0, 1)
     ]
     outputs = [process.communicate(timeout=120)[0].strip() for process in started]
-    assert outputs == ["['0', '1', '2']"] * 2
+    same = "['0', '1', '2'] {'by': 0} "
+    assert outputs == [f"{same}ValueError: no disk at 0", f"{same}DataError: on the main process: no disk at 0"]

@@ -76,3 +76,32 @@ def test_a_training_step_has_a_gradient(dataset, model, task):
     loss = result[0] if isinstance(result, tuple) else result
     loss.backward()
     assert torch.isfinite(loss) and model.query_tokens.grad.abs().sum() > 0
+
+
+@pytest.fixture
+def of_several_answers(dataset):
+    """The same pictures, each with ten answers."""
+    from dataclasses import replace
+
+    test = dataset["test"]
+    test.records = [replace(record, answers=(*record.answers, *["red"] * 9), choices=()) for record in test.records]
+    return test
+
+
+@pytest.mark.parametrize(("name", "score"), [("vqa_accuracy_peft", "accuracy"), ("captioning_peft", "CIDEr")])
+def test_texts_are_generated_and_scored(name, score, of_several_answers, model):
+    from lavis_peft.tasks import TASKS
+
+    if name == "captioning_peft":
+        pytest.importorskip("pycocoevalcap")
+    run = OmegaConf.create({"num_beams": 2, "max_len": 4, "length_penalty": 0.5})
+    task = TASKS[name].setup_task(cfg=type("Cfg", (), {"run_cfg": run})())
+    found = {}
+    for size in (2, 5):
+        loader = DataLoader(of_several_answers, batch_size=size, collate_fn=of_several_answers.collater)
+        task.before_evaluation(model, of_several_answers)
+        rows = task.evaluation(model, loader)
+        found[size] = [row["prediction"] for row in rows]
+        scored = task.after_evaluation(val_result=rows, split_name="test", epoch=0)
+        assert scored["total"] == len(QUESTIONS) and scored["agg_metrics"] == scored[score]
+    assert found[2] == found[5] and any(found[2])

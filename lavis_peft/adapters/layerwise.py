@@ -1,0 +1,113 @@
+"""Merge a part's adapter one linear layer at a time, from base weights that needn't be in memory together.
+
+Shapes: i inputs and o outputs of a linear layer.
+"""
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lavis_peft.adapters.inject import wrapped
+from lavis_peft.adapters.merge import adapted_layers, cast, merged_layer, split
+from lavis_peft.adapters.triplets import ADAPTER
+from lavis_peft.errors import CheckpointError
+
+# How far a layer's output may move, in units of its greatest value: float32 sums differ by rounding only, in half
+# precision every weight is rounded.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+_ROWS = 4
+
+
+class LayerMerger:
+    """One part's adapter, ready to be merged into weights as they come.
+
+    Args:
+        part: The part with its adapter, on the meta device or not: it says which layers are adapted, and how.
+        trained: The checkpoint's tensors of the part, under names below it, those of no adapter among them.
+        held: The precision that the part's base weights had in training; an adapter fits just those. None leaves each
+            weight's own, where there is no adapter.
+    """
+
+    def __init__(self, part: nn.Module, trained: Mapping[str, Tensor], held: torch.dtype | None) -> None:
+        self.layers = adapted_layers(part)
+        self.difference = 0.0
+        self.merged = 0
+        self._config = part.peft_config[ADAPTER] if self.layers else None
+        #: The precision of the base in training.
+        self.held = held
+        self._of_layer: dict[str, dict[str, Tensor]] = {name: {} for name in self.layers}
+        #: What was trained of the part besides its adapter, under plain names.
+        self.rest: dict[str, Tensor] = {}
+        for key, tensor in trained.items():
+            name, inside = split(key, self.layers)
+            if name is None:
+                self.rest[key] = tensor
+            else:
+                self._of_layer[name][inside] = tensor
+
+    @torch.no_grad()
+    def merge(self, name: str, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """A layer's weight and bias with its adapter in them, compared with the unmerged layer before they are given.
+
+        Args:
+            name: An adapted layer.
+            weight: Its base weight (o, i).
+            bias: Its base bias (o,).
+            dtype: What to write; None writes the precision that the part is held in.
+
+        Returns:
+            ``{name}.weight``, and ``{name}.bias`` if there is one.
+
+        Raises:
+            CheckpointError: The layer can't be merged, a merged weight isn't finite, or it computes something else.
+        """
+        layer = self._built(name, weight, bias)
+        target = dtype or self.held
+        plain = {key: cast(value, target, key) for key, value in merged_layer(layer, name).items()}
+        moved = _difference(layer.float(), plain[f"{name}.weight"], plain.get(f"{name}.bias"))
+        if not moved <= _TOLERANCE[target]:
+            raise CheckpointError(
+                f"{name}: merged, it computes something else: outputs differ by {moved:.2e} of their size "
+                f"(allowed {_TOLERANCE[target]:.0e}); nothing was written"
+            )
+        self.difference = max(self.difference, moved)
+        self.merged += 1
+        return plain
+
+    def _built(self, name: str, weight: Tensor, bias: Tensor | None) -> nn.Module:
+        """peft's layer on a real linear layer, with what was trained in it."""
+        with torch.device("meta"):
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        linear.weight = nn.Parameter(weight.to(self.held), requires_grad=False)
+        if bias is not None:
+            linear.bias = nn.Parameter(bias.to(self.held), requires_grad=False)
+        config: Any = copy.copy(self._config)
+        config.target_modules = re.escape(name)
+        layer = wrapped(_at(name, linear), name, config)
+        found = self._of_layer[name]
+        lost, foreign = layer.load_state_dict(found, strict=False)
+        trained = [key for key, parameter in layer.named_parameters() if parameter.requires_grad]
+        if foreign or (lost := [key for key in lost if key in trained]):
+            raise CheckpointError(f"{name}: the checkpoint's adapter is another one; keys: {[*foreign, *lost]}")
+        return layer.eval()
+
+
+def _at(name: str, layer: nn.Module) -> nn.Module:
+    """A module that has nothing but one layer, at a dotted name: peft's patterns are over full names."""
+    for child in reversed(name.split(".")):
+        parent = nn.Module()
+        parent.add_module(child, layer)
+        layer = parent
+    return layer
+
+
+def _difference(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> float:
+    given = torch.randn(_ROWS, weight.shape[1], generator=torch.Generator().manual_seed(0))  # (rows, i)
+    expected = layer(given)  # (rows, o)
+    found = F.linear(given, weight.float(), None if bias is None else bias.float())
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

@@ -1,0 +1,1 @@
+"""Several trained adapters made one: pure functions on the factors of one layer."""

@@ -1,0 +1,1 @@
+"""How answers and captions are scored: plain functions of texts, without LAVIS or a model."""

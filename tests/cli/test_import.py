@@ -1,0 +1,232 @@
+"""Adapters to peft's layout and back, and between our Q-Former and transformers'."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+import lavis_peft
+
+lavis_peft.register()
+
+import transformers  # noqa: E402  after the plugin mended what is broken on this stack
+from lavis.common.registry import registry  # noqa: E402
+
+from lavis_peft.adapters.methods import known_peft_types  # noqa: E402
+from lavis_peft.cli import main  # noqa: E402
+
+Section = Callable[..., dict[str, Any]]
+TunedRun = Callable[..., tuple[Path, Path, Any]]
+QFORMER = {"sublayers": ["self_attention", "cross_attention", "ffn"]}
+LLM = {"sublayers": ["attention", "ffn"]}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "lora": {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "rank_pattern": {"output.dense": 3}},
+    "rslora": {"peft_type": "LORA", "r": 2, "use_rslora": True},
+    "dora": {"peft_type": "LORA", "r": 2, "use_dora": True},
+    "loha": {"peft_type": "LOHA", "r": 2},
+    "ia3": {"peft_type": "IA3"},
+    "hra": {"peft_type": "HRA", "r": 2},
+}
+TEXTS = ["what color is the picture ?", "is there a circle ?", "how many"]
+needs_instructblip = pytest.mark.skipif(
+    not hasattr(transformers, "InstructBlipForConditionalGeneration"),
+    reason=f"transformers {transformers.__version__} has no InstructBLIP",
+)
+
+
+def run(*arguments: object) -> dict[str, Any]:
+    result = CliRunner().invoke(main, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def of(config: Path, checkpoint: Path) -> tuple[object, ...]:
+    return "--cfg-path", config, "--checkpoint", checkpoint
+
+
+@pytest.mark.parametrize("layout", ["peft", "peft-hf"])
+@pytest.mark.parametrize("method", SETTINGS)
+def test_what_is_exported_and_imported_is_the_same_to_the_bit(
+    method: str, layout: str, model_section: Section, tuned_run: TunedRun, tmp_path: Path
+) -> None:
+    settings = SETTINGS[method]
+    if settings["peft_type"] not in known_peft_types():
+        pytest.skip(f"the installed peft has no {settings['peft_type']}")
+    llm = {key: value for key, value in settings.items() if key != "rank_pattern"}
+    adapters = {"qformer": {**QFORMER, **settings}, "llm": {**LLM, **llm}}
+    config, checkpoint, model = tuned_run(model_section("t5", adapters=adapters), noise=0.1)
+    run("export", *of(config, checkpoint), "--output", tmp_path / "out", "--format", layout)
+    names = list(load_file(tmp_path / "out" / "qformer" / "adapter_model.safetensors"))
+    theirs = "attention.attention.query" if layout == "peft-hf" else "attention.self.query"
+    assert all(name.startswith("base_model.model.encoder.layer.") for name in names)
+    assert any(theirs in name for name in names)
+    found = run("import", "--cfg-path", config, "--adapter", tmp_path / "out", "--output", tmp_path / "again.pth")
+    state, again = (torch.load(path, weights_only=True)["model"] for path in (checkpoint, tmp_path / "again.pth"))
+    assert state.keys() == again.keys()
+    assert all(torch.equal(state[key], again[key]) for key in state)
+    for part, words in (("qformer", QFORMER), ("llm", LLM)):
+        assert found["adapters"][part]["sublayers"] == words["sublayers"]
+        assert found["adapters"][part]["peft_type"] == settings["peft_type"]
+    section = yaml.safe_load((tmp_path / "again.yaml").read_text())["model"]
+    loaded = registry.get_model_class(section["arch"]).from_config(section).eval()
+    image = torch.randn(3, 3, 32, 32)
+    candidates = [["red", "blue"], ["yes", "no"], ["two"]]
+    torch.testing.assert_close(
+        torch.cat(loaded.score_candidates(image, TEXTS, candidates)),
+        torch.cat(model.score_candidates(image, TEXTS, candidates)),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+@pytest.fixture
+def hf(model_section: Section, tuned_run: TunedRun, tmp_path: Path) -> Callable[..., tuple]:
+    """A run of ours, and transformers' InstructBLIP with the same base weights."""
+
+    def make(family: str, adapters: dict[str, Any]) -> tuple[Path, Path, Any, Any]:
+        from lavis_peft.models.hf_model import write_hf
+        from lavis_peft.models.tuned import read_tuned
+
+        section = model_section(family, adapters=adapters)
+        config, checkpoint, model = tuned_run(section, noise=0.1)
+        own = yaml.safe_load(config.read_text())["model"]
+        folder = tmp_path / "hf"
+        folder.mkdir()
+        write_hf(read_tuned(type(model), own, None), folder, None)
+        return (
+            config,
+            checkpoint,
+            model,
+            transformers.InstructBlipForConditionalGeneration.from_pretrained(folder).eval(),
+        )
+
+    return make
+
+
+def outputs_of(model: Any, hf: Any, folder: Path) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The visual prefix and the language model's logits, ours and theirs."""
+    from lavis_peft.models import hf_check
+
+    image = torch.randn(len(hf_check._PROMPTS), 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    words = hf_check._same_tokens(model, folder)
+    with torch.no_grad():
+        prefix, _ = model.encode_images(image, list(hf_check._PROMPTS))
+        ours = [prefix, hf_check._logits(model.llm, prefix, words["llm"])]
+        theirs = [
+            hf_check._prefix(hf, image, words["qformer"]),
+            hf_check._logits(hf.language_model, prefix, words["llm"]),
+        ]
+    width = min(ours[1].shape[-1], theirs[1].shape[-1])
+    return [ours[0], ours[1][..., :width]], [theirs[0], theirs[1][..., :width]]
+
+
+def close(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
+    apart = [float((a - b).abs().max() / a.abs().max()) for a, b in zip(ours, theirs, strict=True)]
+    return max(apart) < 1e-3  # ln_vision's epsilon is another in transformers
+
+
+@needs_instructblip
+@pytest.mark.parametrize(("family", "method"), [("t5", "lora"), ("t5", "dora"), ("t5", "ia3"), ("llama", "rslora")])
+def test_peft_itself_puts_an_export_into_transformers_instructblip(
+    family: str, method: str, hf: Any, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    adapters = {"qformer": {**QFORMER, **SETTINGS[method]}, "llm": {**LLM, **SETTINGS[method]}}
+    adapters["llm"].pop("rank_pattern", None)
+    config, checkpoint, model, theirs = hf(family, adapters)
+    run("export", *of(config, checkpoint), "--output", tmp_path / "out", "--format", "peft-hf")
+    assert not close(*outputs_of(model, theirs, tmp_path / "hf"))
+    theirs.qformer = PeftModel.from_pretrained(theirs.qformer, str(tmp_path / "out" / "qformer"))
+    theirs.language_model = PeftModel.from_pretrained(theirs.language_model, str(tmp_path / "out" / "llm"))
+    _, foreign = theirs.load_state_dict(load_file(tmp_path / "out" / "trained.safetensors"), strict=False)
+    assert not foreign
+    assert close(*outputs_of(model, theirs.eval(), tmp_path / "hf"))
+
+
+@needs_instructblip
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_adapter_trained_on_transformers_instructblip_is_imported(whole: bool, hf: Any, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config, _, _, theirs = hf("t5", {"qformer": {**QFORMER, **SETTINGS["lora"]}})
+    settings = {"r": 3, "lora_alpha": 5, "alpha_pattern": {"attention.attention.query": 2}, "init_lora_weights": False}
+    targets = [r"attention.attention.query", r"attention.attention.value", "output_query.dense"]
+    torch.manual_seed(3)
+    if whole:
+        tuned = get_peft_model(theirs, LoraConfig(target_modules=[*targets, "q", "wo"], **settings))
+        tuned.save_pretrained(tmp_path / "own")
+    else:
+        theirs.qformer = get_peft_model(theirs.qformer, LoraConfig(target_modules=targets, **settings))
+        theirs.qformer.save_pretrained(tmp_path / "own")
+    found = run("import", "--cfg-path", config, "--adapter", tmp_path / "own", "--output", tmp_path / "ours.pth")
+    assert list(found["adapters"]) == (["qformer", "llm"] if whole else ["qformer"])
+    section = yaml.safe_load((tmp_path / "ours.yaml").read_text())["model"]
+    model = registry.get_model_class(section["arch"]).from_config(section).eval()
+    assert close(*outputs_of(model, theirs.eval(), tmp_path / "hf"))
+
+
+def test_a_folder_that_is_no_adapter_of_this_model_is_refused(
+    model_section: Section, tuned_run: TunedRun, tmp_path: Path
+) -> None:
+    config, checkpoint, _ = tuned_run(model_section("t5", adapters={"qformer": {**QFORMER, **SETTINGS["lora"]}}))
+    run("export", *of(config, checkpoint), "--output", tmp_path / "out")
+
+    def refused(change: Callable[[dict, dict], None]) -> str:
+        folder = tmp_path / "changed"
+        folder.mkdir(exist_ok=True)
+        own = json.loads((tmp_path / "out" / "qformer" / "adapter_config.json").read_text())
+        tensors = load_file(tmp_path / "out" / "qformer" / "adapter_model.safetensors")
+        change(own, tensors)
+        (folder / "adapter_config.json").write_text(json.dumps(own))
+        save_file(tensors, folder / "adapter_model.safetensors")
+        arguments = ["import", "--cfg-path", config, "--adapter", folder, "--output", tmp_path / "x.pth"]
+        result = CliRunner().invoke(main, [*map(str, arguments)])
+        assert result.exit_code == 2, result.output
+        assert not (tmp_path / "x.pth").exists()
+        return result.output
+
+    assert "peft_type 'PREFIX_TUNING'" in refused(lambda own, _: own.update(peft_type="PREFIX_TUNING"))
+    assert "modules_to_save" in refused(lambda own, _: own.update(modules_to_save=["lm_head"]))
+    assert "no place" in refused(
+        lambda _, t: t.update({"base_model.model.vision_model.x.lora_A.weight": torch.ones(1)})
+    )
+    layer = "base_model.model.encoder.layer.0.output.dense.lora_A.weight"
+    assert "missing" in refused(lambda _, tensors: tensors.pop(layer))
+    assert "has no layers" in refused(lambda _, t: t.update({layer.replace(".0.", ".9."): t[layer].clone()}))
+    assert "of another shape" in refused(lambda own, _: own.update(rank_pattern={}))
+    empty = CliRunner().invoke(
+        main, ["import", "--cfg-path", str(config), "--adapter", str(tmp_path), "--output", str(tmp_path / "x.pth")]
+    )
+    assert empty.exit_code == 2 and "no adapter_config.json" in empty.output
+
+
+def test_an_export_is_uploaded_without_the_run_config(
+    model_section: Section, tuned_run: TunedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    class Hub:
+        def create_repo(self, repo: str, **given: Any) -> None:
+            calls.append((repo, given))
+
+        def upload_folder(self, **given: Any) -> None:
+            calls.append(("upload", given))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    config, checkpoint, _ = tuned_run(model_section("t5", adapters={"qformer": {**QFORMER, **SETTINGS["lora"]}}))
+    arguments = ("--output", tmp_path / "out", "--push-to-hub", "me/adapter")
+    assert run("export", *of(config, checkpoint), *arguments)["url"] == "https://huggingface.co/me/adapter"
+    (repo, _), (_, upload) = calls
+    assert repo == upload["repo_id"] == "me/adapter"
+    assert upload["folder_path"] == str(tmp_path / "out") and upload["ignore_patterns"] == ["run.yaml"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: peft\n") and "`qformer/`" in card
