@@ -156,8 +156,10 @@ def load_base(
     read = {key: value for key, value in state.items() if key in own or not may_have(key)}
     check_keys([key for key in own if not may_lack(key)], own, read, source)
     check_shapes(read, own, source)
+    # Put in place and not copied: a module on the meta device, whose weights were never allocated, takes these.
+    read = {key: value.to(own[key].dtype) for key, value in read.items()}
     # Called past the module's own override, which may ask for the parameters that train.
-    nn.Module.load_state_dict(module, read, strict=False)
+    nn.Module.load_state_dict(module, read, strict=False, assign=True)
 
 
 def _matcher(keys: Callable[[str], bool] | Iterable[str]) -> Callable[[str], bool]:

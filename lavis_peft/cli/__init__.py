@@ -12,6 +12,7 @@ from lavis_peft.errors import UserError
 #: Each command: the module whose attribute `command` it is, and its line in `lavis-peft --help`.
 COMMANDS = {
     "autoload": ("lavis_peft.cli.autoload", "Make a bare `python train.py` find the plugin, or undo it."),
+    "bench": ("lavis_peft.cli.bench", "Measure training, ranking and generation beside other ways to do them."),
     "convert": ("lavis_peft.cli.convert", "Rewrite a run config of the research code in the plugin's form."),
     "convert-base": ("lavis_peft.cli.convert_base", "Convert base weights from Hugging Face's layout, or to it."),
     "combine": ("lavis_peft.cli.combine", "Make one adapter of several, chosen by a held-out score."),

@@ -7,6 +7,7 @@ Shapes: B samples, T video frames (1 for an image), P image patches, Q query tok
 N candidates of all samples together.
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,9 +23,13 @@ from lavis_peft.adapters.adalora import RankBudget
 from lavis_peft.adapters.spec import AdaptersSpec
 from lavis_peft.errors import ConfigError
 from lavis_peft.models.answering import Answering
+from lavis_peft.models.attention import fuse_qformer, fuse_vision
 from lavis_peft.models.encoding import Encoding
 from lavis_peft.models.language import build_language_model, read_config
+from lavis_peft.models.linear import quicken
 from lavis_peft.models.loading import Checkpointed, load_base_weights
+from lavis_peft.models.machine import machine_problems, save_memory
+from lavis_peft.models.parts import Parts
 from lavis_peft.models.qformer import build_qformer, check_qformer, load_qformer_tokenizer
 from lavis_peft.models.spec import ModelSpec, local_folder, parse_model
 from lavis_peft.models.vision import VisionSpec, build_vision_encoder
@@ -32,12 +37,13 @@ from lavis_peft.models.vision import VisionSpec, build_vision_encoder
 logger = logging.getLogger(__name__)
 
 
-class Blip2InstructPeft(Encoding, Answering, Checkpointed):
+class Blip2InstructPeft(Encoding, Answering, Parts, Checkpointed):
     """What both families share; subclasses say how their language model is fed.
 
     Args:
         spec: The checked `model` section.
         weights: False builds shapes only, for the meta device: nothing is read, and no tokenizer is needed.
+        base_follows: Leave on the meta device what `load_base_weights` will put in place, so that it is allocated once.
     """
 
     PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {}
@@ -49,7 +55,9 @@ class Blip2InstructPeft(Encoding, Answering, Checkpointed):
     #: The Q-Former's tokenizer; None where only shapes are built.
     tokenizer: Any
 
-    def __init__(self, spec: ModelSpec, *, model_type: str | None = None, weights: bool = True) -> None:
+    def __init__(
+        self, spec: ModelSpec, *, model_type: str | None = None, weights: bool = True, base_follows: bool = False
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.model_type = model_type
@@ -59,7 +67,7 @@ class Blip2InstructPeft(Encoding, Answering, Checkpointed):
         # Everything that can be wrong without a weight being read comes first.
         vision = VisionSpec.parse(spec.vit_model)
         vision = vision if weights else replace(vision, weights=None)
-        if problems := check_qformer(spec.qformer):
+        if problems := [*check_qformer(spec.qformer), *(machine_problems(spec) if weights else [])]:
             raise ConfigError(problems)
         llm_config = read_config(spec.llm, self.family, f"model.{self.llm_key}", model_type)
         # For shapes alone, tokenizers only say how many tokens there are; they are read where that takes no download.
@@ -80,17 +88,30 @@ class Blip2InstructPeft(Encoding, Answering, Checkpointed):
         )
         self.visual_encoder.requires_grad_(False).eval()
         self.visual_encoder.train = disabled_train.__get__(self.visual_encoder)
-        self.ln_vision = LayerNorm(self.visual_encoder.num_features)
         vocab = len(self.tokenizer) if self.tokenizer is not None else None
-        self.Qformer, self.query_tokens = build_qformer(spec, self.visual_encoder.num_features, vocab)
+        width = llm_config.d_model if self.family == "t5" else llm_config.hidden_size
+        with torch.device("meta") if base_follows else contextlib.nullcontext():
+            self.ln_vision = LayerNorm(self.visual_encoder.num_features)
+            self.Qformer, self.query_tokens = build_qformer(spec, self.visual_encoder.num_features, vocab)
+            setattr(self, self.projection_key, nn.Linear(self.Qformer.config.hidden_size, width))
+        if spec.kernels == "plain" and hasattr(llm_config, "_attn_implementation"):
+            llm_config._attn_implementation = "eager"  # otherwise transformers takes the fused one where it has it
         llm = build_language_model(
-            spec.llm, llm_config, self.family, str(spec.llm_precision), f"model.{self.llm_key}", weights=weights
+            spec.llm,
+            llm_config,
+            self.family,
+            str(spec.llm_precision),
+            f"model.{self.llm_key}",
+            weights=weights,
+            load_in=spec.llm_load_in,
         )
         if weights:
             llm = self.adjust_llm(llm)
         setattr(self, self.llm_key, llm.requires_grad_(False))
-        width = llm_config.d_model if self.family == "t5" else llm_config.hidden_size
-        setattr(self, self.projection_key, nn.Linear(self.Qformer.config.hidden_size, width))
+        if spec.kernels == "fast":
+            fuse_vision(self.visual_encoder)
+            fuse_qformer(self.Qformer.bert)
+            quicken(self)
         #: The budget of `peft_type: ADALORA`.
         self.adalora: RankBudget | None = None
 
@@ -122,41 +143,10 @@ class Blip2InstructPeft(Encoding, Answering, Checkpointed):
         """Mean token loss of ``samples["text_output"]`` given the visual prefix (B, T·Q, D) and the instruction."""
         raise NotImplementedError
 
-    # Parts
-
-    @property
-    def llm(self) -> nn.Module:
-        """The language model, under whichever name LAVIS gives it."""
-        return getattr(self, self.llm_key)
-
-    @property
-    def projection(self) -> nn.Linear:
-        """The linear layer from the Q-Former's width to the language model's."""
-        return getattr(self, self.projection_key)
-
     @property
     def adapters(self) -> AdaptersSpec:  # type: ignore[override]  # declared as an attribute for the mixin
         """What is tuned, as checked from the YAML."""
         return self.spec.adapters
-
-    def adapter_parts(self) -> dict[str, nn.Module]:
-        """The modules that adapters go into, by their YAML name."""
-        return {"qformer": self.Qformer.bert, "llm": self.llm}
-
-    def all_parts(self) -> dict[str, nn.Module | nn.Parameter]:
-        """Every part of the model by its name in reports, in the order data walks through them."""
-        return {
-            "vision": self.visual_encoder,
-            "ln_vision": self.ln_vision,
-            "query_tokens": self.query_tokens,
-            "qformer": self.Qformer.bert,
-            "projection": self.projection,
-            "llm": self.llm,
-        }
-
-    def extra_parts(self) -> dict[str, nn.Module | nn.Parameter]:
-        """What the ``train`` list of the adapters section names."""
-        return {"query_tokens": self.query_tokens, "projection": self.projection, "ln_vision": self.ln_vision}
 
     def apply_adapters(self) -> None:
         """Put the adapters in and decide what trains. Base weights must be loaded before."""
@@ -207,12 +197,14 @@ class Blip2InstructPeft(Encoding, Answering, Checkpointed):
         """
         cls.on_meta(cfg)  # a sub-layer that matches nothing is found here, before a weight is read
         spec = cls.parse_config(cfg)
-        model = cls(spec, model_type=cfg.get("model_type"))
-        if spec.load_pretrained and spec.pretrained:
+        based = bool(spec.load_pretrained and spec.pretrained)
+        model = cls(spec, model_type=cfg.get("model_type"), base_follows=based)
+        if based:
             load_base_weights(model, spec.pretrained)
         elif spec.qformer is None:
             logger.warning("no base weights are loaded (model.pretrained): the Q-Former starts from random weights")
         model.apply_adapters()
+        save_memory(model, spec)
         if spec.load_finetuned:
             model.load_checkpoint(spec.finetuned)
         return model

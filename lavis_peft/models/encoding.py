@@ -52,7 +52,9 @@ class Encoding(Switching):
 
     def _encode_frame(self, frame: Tensor, tokens: Any) -> Tensor:
         with self.maybe_autocast():
-            features = self.normed(self.visual_encoder(frame))  # (B, P, width of the vision encoder)
+            with torch.no_grad():  # frozen, and at the beginning: nothing of it is kept for a backward pass
+                features = self.visual_encoder(frame)
+            features = self.normed(features)  # (B, P, width of the vision encoder)
         ones = torch.ones(features.shape[:2], dtype=torch.long, device=frame.device)
         queries = self.queries(frame.shape[0])  # (B, Q, width of the Q-Former)
         query_mask = torch.ones(queries.shape[:2], dtype=torch.long, device=frame.device)

@@ -10,10 +10,13 @@ from torch import nn
 
 from lavis_peft.checks import first_line, listing, unknown_keys
 from lavis_peft.errors import ConfigError
+from lavis_peft.models.machine import quantization
 from lavis_peft.models.shapes import LANGUAGE_MODELS
 from lavis_peft.models.spec import local_folder
 
 _EXPECTED = {"t5": "a T5", "llama": "a causal model of LLaMA's layout"}
+#: What T5's own files say and transformers 5 has no default for: a decoder begins with the padding token.
+_START = {"decoder_start_token_id": 0}
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -50,8 +53,9 @@ def read_config(source: str | Mapping[str, Any], family: str, key: str, model_ty
     check_family(family)
     config_class = transformers.T5Config if family == "t5" else transformers.LlamaConfig
     if isinstance(source, Mapping):
-        if problems := unknown_keys(source, config_class().to_dict(), key):
+        if problems := unknown_keys(source, [*config_class().to_dict(), "decoder_start_token_id"], key):
             raise ConfigError(problems)
+        source = {**_START, **source} if family == "t5" else source
         try:
             with torch.device("meta"):
                 _build(config_class(**source), family)
@@ -78,7 +82,14 @@ def read_config(source: str | Mapping[str, Any], family: str, key: str, model_ty
 
 
 def build_language_model(
-    source: str | Mapping[str, Any], config: Any, family: str, precision: str, key: str, *, weights: bool
+    source: str | Mapping[str, Any],
+    config: Any,
+    family: str,
+    precision: str,
+    key: str,
+    *,
+    weights: bool,
+    load_in: str | None = None,
 ) -> nn.Module:
     """A language model with its weights, or with random ones where the YAML gives sizes.
 
@@ -89,6 +100,7 @@ def build_language_model(
         precision: ``fp16``, ``bf16`` or ``fp32``: every parameter is held in it, as LAVIS does.
         key: The YAML key, for messages.
         weights: False builds the shape only (for the meta device).
+        load_in: ``8bit`` or ``4bit``: the linear layers quantized by bitsandbytes, on the GPU.
 
     Raises:
         ConfigError: The weights can't be loaded, or don't fill the model.
@@ -98,14 +110,16 @@ def build_language_model(
     model_class = transformers.T5ForConditionalGeneration if family == "t5" else transformers.AutoModelForCausalLM
     dtype = PRECISIONS[precision]
     if isinstance(source, Mapping) or not weights:
-        return untied(_build(config, family)).to(dtype)
+        return _cast(untied(_build(config, family)), dtype)
     name = str(local_folder(source) or source)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
+    # Weights straight into place; transformers 5 knows no other way.
+    options: dict[str, Any] = {"config": config, "torch_dtype": dtype, "low_cpu_mem_usage": True}
+    if load_in is not None:
+        options |= quantization(load_in, dtype)
     try:
-        model, info = model_class.from_pretrained(
-            name, config=config, torch_dtype=dtype, output_loading_info=True, trust_remote_code=False
-        )
+        model, info = model_class.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **options)
     except UnpicklingError:
         # torch's own message has a paragraph on how to load the file all the same; that is the advice not to take.
         raise ConfigError(
@@ -116,7 +130,18 @@ def build_language_model(
         raise ConfigError(f"{key}: can't load {name!r}: {first_line(error)}") from error
     if info["missing_keys"]:
         raise ConfigError(f"{key}: {name!r} lacks weights of the model: {listing(info['missing_keys'])}")
-    return model.to(dtype)  # from_pretrained keeps some of T5's layers in float32; LAVIS casts them too
+    return model if load_in is not None else _cast(model, dtype)
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Hold every parameter in a precision, also those of T5 that from_pretrained keeps in float32; so does LAVIS.
+
+    Buffers stay: in half precision, the frequencies of LLaMA's rotary positions would be off by some hundredths of a
+    radian after 100 tokens.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _build(config: Any, family: str) -> nn.Module:

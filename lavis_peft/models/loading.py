@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from lavis.models.blip2_models.blip2 import Blip2Base
 from torch import nn
 
@@ -24,7 +25,7 @@ def load_base_weights(model: nn.Module, source: str) -> None:
     """Load Q-Former, query tokens, ln_vision and projection, strictly.
 
     Args:
-        model: An InstructBLIP without adapters.
+        model: An InstructBLIP without adapters; what it has on the meta device is put in place.
         source: A path or URL of a checkpoint as LAVIS publishes it (``instruct_blip_*_trimmed.pth``), or a
             ``.safetensors`` file with the same keys.
 
@@ -36,6 +37,10 @@ def load_base_weights(model: nn.Module, source: str) -> None:
     load_base(
         model, state, allow_missing=lambda key: key.startswith(_OWN_SOURCES) or key.endswith(_CONSTANT), source=source
     )
+    for part in model.modules():
+        numbers = getattr(part, _CONSTANT, None)
+        if isinstance(numbers, torch.Tensor) and numbers.is_meta:
+            part.position_ids = torch.arange(numbers.shape[-1]).expand_as(numbers)
 
 
 class Checkpointed(Blip2Base):

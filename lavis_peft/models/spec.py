@@ -38,7 +38,7 @@ class ModelSpec:
     image_size: int = _key(224, "side of the square input image, pixels")
     drop_path_rate: float = _key(0.0, "stochastic depth of the vision encoder")
     use_grad_checkpoint: bool = _key(False, "gradient checkpointing in the vision encoder")
-    vit_precision: str = _key("fp16", "precision of the frozen vision encoder: fp16 or fp32")
+    vit_precision: str = _key("fp16", "precision of the frozen vision encoder: fp16, bf16 or fp32")
     freeze_vit: bool = _key(True, "must be true: the plugin doesn't train the vision encoder")
     num_query_token: int = _key(32, "learned query tokens of the Q-Former")
     cross_attention_freq: int = _key(2, "the Q-Former has cross-attention in every n-th layer, from the first")
@@ -47,6 +47,12 @@ class ModelSpec:
     qformer_text_input: bool = _key(True, "must be true: InstructBLIP's Q-Former reads the instruction")
     llm_tokenizer: str | None = _key(None, "hub name or folder of the LLM's tokenizer; default: the LLM's own")
     llm_precision: str | None = _key(None, "fp16, bf16 or fp32; default: bf16 for T5, fp16 for LLaMA")
+    llm_gradient_checkpointing: bool = _key(False, "recompute the LLM's activations in the backward pass: less memory")
+    llm_load_in: str | None = _key(
+        None, "8bit or 4bit: the frozen LLM quantized by bitsandbytes (GPU, extra `quantized`)"
+    )
+    compile_vision: bool = _key(False, "torch.compile for the frozen vision encoder")
+    kernels: str = _key("fast", "fast: fused attention and the quickest products; plain: LAVIS's own steps")
     prompt: str = _key("", "prompt of generate() when a sample brings none")
     max_txt_len: int = _key(128, "longest instruction in training, tokens")
     max_output_txt_len: int = _key(256, "longest target in training, tokens")
@@ -58,7 +64,7 @@ class ModelSpec:
 
 def _type_problem(name: str, value: Any, default: Any, where: str) -> str | None:
     kinds: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
-    wanted = str if name in ("llm_tokenizer", "llm_precision") else type(default)
+    wanted = str if name in ("llm_tokenizer", "llm_precision", "llm_load_in") else type(default)
     if wanted not in kinds or name == "vit_model":  # which may be a name or sizes
         return None
     if isinstance(value, kinds[wanted]) and (wanted is bool or not isinstance(value, bool)):
@@ -81,6 +87,10 @@ def _choice_problems(values: Mapping[str, Any], where: str) -> list[str]:
         value = values.get(name)
         if value is not None and value not in _PRECISIONS:
             problems.append(f"{where}.{name}: found {value!r}; allowed: {listing(_PRECISIONS)}")
+    for name, allowed in (("kernels", ("fast", "plain")), ("llm_load_in", ("8bit", "4bit"))):
+        value = values.get(name)
+        if value is not None and value not in allowed:
+            problems.append(f"{where}.{name}: found {value!r}; allowed: {listing(allowed)}")
     if values.get("freeze_vit") is False:
         problems.append(f"{where}.freeze_vit: false isn't supported; the vision encoder stays frozen")
     if values.get("qformer_text_input") is False:

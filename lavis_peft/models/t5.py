@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 
 from lavis_peft.models.base import Blip2InstructPeft
+from lavis_peft.models.cache import row_bytes, take_rows
 from lavis_peft.models.language import load_tokenizer
-from lavis_peft.models.scoring import chunks, owners
+from lavis_peft.models.scoring import Candidates, summed_losses
 from lavis_peft.paths import plugin_configs_dir
 
 _IGNORE = -100
@@ -68,37 +68,43 @@ class Blip2T5InstructPeft(Blip2InstructPeft):
                 attention_mask=attention,
                 decoder_attention_mask=outputs.attention_mask,
                 labels=self._targets(outputs),
+                use_cache=False,
                 return_dict=True,
             ).loss
 
     def language_scores(self, prefix: Tensor, mask: Tensor, texts: list[str], candidates: list[list[str]]) -> Tensor:
-        """Scores of all candidates; the encoder runs once per sample, the decoder once per candidate."""
+        """Scores of all candidates.
+
+        The encoder, the decoder's keys and values of its output, and the start token run once per sample.
+        """
         device = prefix.device
+        flat = [text for own in candidates for text in own]
+        tokens = self.t5_tokenizer(flat, padding="longest", return_tensors="pt")
+        rows = Candidates.of(tokens.input_ids, tokens.attention_mask, [len(own) for own in candidates], device)
         with self.maybe_autocast(dtype=torch.bfloat16):
             inputs = self.t5_tokenizer(texts, padding="longest", return_tensors="pt").to(device)
             embeds, attention = self._encoder_inputs(prefix, mask, inputs)
             encoded = self.t5_model.get_encoder()(inputs_embeds=embeds, attention_mask=attention, return_dict=True)[0]
-            flat = [text for own in candidates for text in own]
-            outputs = self.t5_tokenizer(flat, padding="longest", return_tensors="pt").to(device)
-            owner = owners(candidates, device)  # (N,): which sample a candidate belongs to
-            scores = [
-                self._score(encoded, attention, owner[rows], outputs.input_ids[rows], outputs.attention_mask[rows])
-                for rows in chunks(len(flat))
-            ]
-        return torch.cat(scores)
+            start = self.t5_model.prepare_decoder_input_ids_from_labels(rows.ids.new_zeros(len(texts), 1))
+            first = self._decode(encoded, attention, start)
+            scores = rows.first_losses(first.logits[:, -1])
+            for pack in rows.packs(row_bytes(first.past_key_values)):
+                past = take_rows(first.past_key_values, pack.owner)
+                with self.of_rows(pack.owner):
+                    output = self._decode(encoded[pack.owner], attention[pack.owner], pack.ids[:, :-1], past)
+                scores[pack.index] += summed_losses(output.logits, pack.targets)
+        return scores
 
-    def _score(self, encoded: Tensor, attention: Tensor, owner: Tensor, ids: Tensor, ids_mask: Tensor) -> Tensor:
-        targets = ids.masked_fill(ids == self.t5_tokenizer.pad_token_id, _IGNORE)  # (rows, M)
-        with self.of_rows(owner):
-            logits = self.t5_model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=encoded[owner]),
-                attention_mask=attention[owner],
-                decoder_input_ids=self.t5_model.prepare_decoder_input_ids_from_labels(labels=targets),
-                decoder_attention_mask=ids_mask,
-                return_dict=True,
-            ).logits  # (rows, M, vocabulary)
-        losses = F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=_IGNORE, reduction="none")
-        return losses.sum(dim=1)
+    def _decode(self, encoded: Tensor, attention: Tensor, ids: Tensor, past: Any = None) -> Any:
+        """Logits (rows, tokens, vocabulary) and cache; padding is behind all that counts, so it needs no mask."""
+        return self.t5_model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+            attention_mask=attention,
+            decoder_input_ids=ids,
+            past_key_values=past,
+            use_cache=True,
+            return_dict=True,
+        )
 
     def length_options(self, max_length: int, min_length: int) -> dict[str, int]:
         """T5 counts new tokens; its decoder's start token is part of ``min_length`` only."""

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lavis_peft.models.base import Blip2InstructPeft
+from lavis_peft.models.cache import row_bytes, take_rows
+from lavis_peft.models.head import only
 from lavis_peft.models.language import as_vicuna_tokenizer, load_tokenizer
-from lavis_peft.models.scoring import chunks, owners
+from lavis_peft.models.scoring import Candidates, summed_losses
 from lavis_peft.paths import plugin_configs_dir
 
 _IGNORE = -100
@@ -84,41 +86,58 @@ class Blip2VicunaInstructPeft(Blip2InstructPeft):
         embeds = torch.cat([prefix.float(), embeds], dim=1)  # (rows, T·Q + S, D); in float32 for the reason t5.py gives
         return embeds, torch.cat([mask, ids_mask], dim=1)
 
-    def _token_losses(self, prefix: Tensor, mask: Tensor, inputs: Any, outputs: Any) -> tuple[Tensor, Tensor]:
-        """Loss of every token of the answers, zero elsewhere, and the targets, both (rows, S)."""
-        ids, ids_mask, targets = self._joined(inputs, outputs)
-        embeds, attention = self._embedded(prefix, mask, ids, ids_mask)
-        logits = self.llm_model(inputs_embeds=embeds, attention_mask=attention, return_dict=True).logits
-        # The token at position i is predicted at i − 1; the first token of the text is predicted by the last query.
-        logits = logits[:, prefix.shape[1] - 1 : -1].float()  # (rows, S, vocabulary)
-        losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=_IGNORE, reduction="none")
-        return losses, targets
-
     def language_loss(self, prefix: Tensor, mask: Tensor, samples: Mapping[str, Any]) -> Tensor:
         """Mean cross-entropy of the targets' tokens, the closing ``</s>`` among them."""
         device = prefix.device
         inputs = self._tokens(samples["text_input"], device, side="right", cut="left", most=self.max_txt_len)
         ended = [text + self.llm_tokenizer.eos_token for text in samples["text_output"]]
         outputs = self._tokens(ended, device, side="right", cut="right", most=self.max_output_txt_len)
+        ids, ids_mask, targets = self._joined(inputs, outputs)
+        # The token at position i is predicted at i − 1; the first token of the text is predicted by the last query.
+        first, counted = prefix.shape[1] - 1, targets != _IGNORE
         with self.maybe_autocast():
-            losses, targets = self._token_losses(prefix, mask, inputs, outputs)
-        return losses.sum() / (targets != _IGNORE).sum()
+            embeds, attention = self._embedded(prefix, mask, ids, ids_mask)
+            # Of the vocabulary's width, only what the loss reads is computed: (counted tokens, vocabulary).
+            with only(self.llm_model.get_output_embeddings(), lambda hidden: hidden[:, first:-1][counted]):
+                logits = self.llm_model(
+                    inputs_embeds=embeds, attention_mask=attention, use_cache=False, return_dict=True
+                ).logits
+            return F.cross_entropy(logits.float(), targets[counted])
 
     def language_scores(self, prefix: Tensor, mask: Tensor, texts: list[str], candidates: list[list[str]]) -> Tensor:
-        """Scores of all candidates, without a closing ``</s>``, as LAVIS ranks."""
+        """Scores of all candidates, without a closing ``</s>``, as LAVIS ranks.
+
+        Queries and instruction run once per sample; candidates go on from their keys and values.
+        """
         device = prefix.device
         inputs = self._tokens(texts, device, side="right", cut="left", most=None)
         flat = [text for own in candidates for text in own]
-        outputs = self._tokens(flat, device, side="right", cut="right", most=None)
-        owner = owners(candidates, device)
-        scores = []
+        tokens = self._tokens(flat, torch.device("cpu"), side="right", cut="right", most=None)
+        ids, ids_mask = tokens.input_ids[:, 1:], tokens.attention_mask[:, 1:]  # without the answer's own bos
+        rows = Candidates.of(ids, ids_mask, [len(own) for own in candidates], device)
+        head = self.llm_model.get_output_embeddings()
         with self.maybe_autocast(dtype=torch.bfloat16):
-            for rows in chunks(len(flat)):
-                own = owner[rows]
-                with self.of_rows(own):
-                    losses, _ = self._token_losses(prefix[own], mask[own], _rows(inputs, own), _rows(outputs, rows))
-                scores.append(losses.sum(dim=1))
-        return torch.cat(scores)
+            embeds, attention = self._embedded(prefix, mask, inputs.input_ids, inputs.attention_mask)
+            length = attention.sum(dim=1)  # (B,)
+            sample = torch.arange(len(texts), device=device)
+            with only(head, lambda hidden: hidden[sample, length - 1]):
+                first = self.llm_model(inputs_embeds=embeds, attention_mask=attention, use_cache=True, return_dict=True)
+            scores = rows.first_losses(first.logits)
+            for pack in rows.packs(row_bytes(first.past_key_values)):
+                ids = pack.ids[:, :-1]
+                # Behind the instruction's padding in the cache, but right behind the instruction by position.
+                positions = length[pack.owner, None] + torch.arange(ids.shape[1], device=device)
+                with self.of_rows(pack.owner):
+                    output = self.llm_model(
+                        input_ids=ids,
+                        attention_mask=torch.cat([attention[pack.owner], torch.ones_like(ids)], dim=1),
+                        position_ids=positions,
+                        past_key_values=take_rows(first.past_key_values, pack.owner),
+                        use_cache=True,
+                        return_dict=True,
+                    )
+                scores[pack.index] += summed_losses(output.logits, pack.targets)
+        return scores
 
     def length_options(self, max_length: int, min_length: int) -> dict[str, int]:
         """The ``generate`` that LAVIS main runs on (transformers 4.33) counts an opening token with the answer."""
@@ -132,14 +151,3 @@ class Blip2VicunaInstructPeft(Blip2InstructPeft):
             outputs = self.llm_model.generate(inputs_embeds=embeds, attention_mask=attention, **options)
         outputs[outputs == 0] = self.llm_tokenizer.eos_token_id  # <unk> as the end, as LAVIS decodes
         return [text.strip() for text in self.llm_tokenizer.batch_decode(outputs, skip_special_tokens=True)]
-
-
-class _Rows:
-    """Token ids and mask of some rows of a tokenizer's output."""
-
-    def __init__(self, input_ids: Tensor, attention_mask: Tensor) -> None:
-        self.input_ids, self.attention_mask = input_ids, attention_mask
-
-
-def _rows(tokens: Any, index: Tensor | slice) -> _Rows:
-    return _Rows(tokens.input_ids[index], tokens.attention_mask[index])

@@ -3,6 +3,7 @@
 Shapes: B batch, H, W picture height and width, P patches (H·W / patch_size²), D embed_dim.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -27,7 +28,7 @@ _EVA_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/mo
 # file have no place in the model. Any other key that doesn't fit is an error.
 _EVA_UNUSED = ("blocks.39.", "norm.", "fc_norm.", "head.", "mask_token")
 _STEMS = ("linear", "conv")
-_PRECISIONS = ("fp16", "fp32")
+_PRECISIONS = ("fp16", "bf16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def build_vision_encoder(
         img_size: Side of the square pictures in pixels; a multiple of the patch size.
         drop_path_rate: Stochastic depth of the last block.
         use_grad_checkpoint: Recompute activations in the backward pass.
-        precision: `fp16` converts convolutions and linear layers to half precision; `fp32` leaves them.
+        precision: `fp16` and `bf16` convert convolutions and linear layers to half precision; `fp32` leaves them.
 
     Raises:
         ConfigError: A wrong `img_size` or `precision`.
@@ -174,7 +175,9 @@ def build_vision_encoder(
         raise ConfigError(problems)
     from lavis.models import eva_vit
 
-    with _LinspaceOnCpu():
+    # Weights that are read are put in place: never random numbers first, and never a second copy.
+    read_later = torch.device("meta") if spec.weights is not None else contextlib.nullcontext()
+    with read_later, _LinspaceOnCpu():
         encoder = eva_vit.VisionTransformer(
             img_size=img_size,
             patch_size=spec.patch_size,
@@ -188,13 +191,21 @@ def build_vision_encoder(
             use_mean_pooling=False,
             use_checkpoint=use_grad_checkpoint,
         )
-    if spec.stem == "conv":
-        encoder.patch_embed = ConvStem(img_size, spec.patch_size, spec.embed_dim)
+        if spec.stem == "conv":
+            encoder.patch_embed = ConvStem(img_size, spec.patch_size, spec.embed_dim)
+    _to_half(encoder, precision)
     if spec.weights is not None:
         _load(encoder, spec.weights)
-    if precision == "fp16":
-        eva_vit.convert_weights_to_fp16(encoder)
     return encoder
+
+
+def _to_half(encoder: nn.Module, precision: str) -> None:
+    """Half precision where LAVIS has it: convolutions and linear layers, not norms, positions and biases of q and v."""
+    if precision == "fp32":
+        return
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
+            layer.to(torch.float16 if precision == "fp16" else torch.bfloat16)
 
 
 def _load(encoder: "VisionTransformer", weights: str) -> None:
@@ -211,8 +222,10 @@ def _load(encoder: "VisionTransformer", weights: str) -> None:
             f"missing: {_listed(missing)}; foreign: {_listed(foreign)}"
         )
     interpolate_pos_embed(encoder, tensors)
+    own = encoder.state_dict()
+    tensors = {key: value.to(own[key].dtype) for key, value in tensors.items()}
     try:
-        encoder.load_state_dict(tensors, strict=True)
+        encoder.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{weights}: not the weights of this vision encoder; {error}") from error
 

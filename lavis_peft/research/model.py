@@ -65,7 +65,8 @@ _FEW_SHOT = ("num_few_shot_examples", "few_shot_prob")
 OWN_KEYS = (
     *("arch", "model_type", "vit_model", "image_size", "drop_path_rate", "use_grad_checkpoint", "vit_precision"),
     *("freeze_vit", "num_query_token", "cross_attention_freq", "qformer", "qformer_tokenizer", "qformer_text_input"),
-    *("t5_model", "llm_model", "llm_tokenizer", "llm_precision", "prompt", "max_txt_len", "max_output_txt_len"),
+    *("t5_model", "llm_model", "llm_tokenizer", "llm_precision", "llm_gradient_checkpointing", "llm_load_in"),
+    *("compile_vision", "kernels", "prompt", "max_txt_len", "max_output_txt_len"),
     *("load_pretrained", "pretrained", "load_finetuned", "finetuned", "apply_lemmatizer", *_FEW_SHOT),
 )
 

@@ -1,0 +1,32 @@
+"""`lavis-peft bench` at its smallest."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from lavis_peft.cli import main
+
+
+def test_a_small_benchmark_prints_json_and_writes_both_files(tmp_path: Path) -> None:
+    output = tmp_path / "table.md"
+    options = ["--size", "tiny", "--batch", "2", "--repeats", "1", "--device", "cpu", "--json", "--output", str(output)]
+    done = CliRunner().invoke(main, ["bench", *options, "--what", "train", "--what", "rank", "--against", "plain"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert [(row["what"], row["who"]) for row in found["rows"]] == [
+        ("train", "lavis-peft"), ("train", "plain"), ("rank", "lavis-peft"), ("rank", "plain"),
+    ]  # fmt: skip
+    assert found["rows"][0]["flops"] > 0 and found["rows"][1]["ratio"][0] > 0
+    assert "rank: plain chooses the same candidate for 2 of 2 questions." in found["notes"]
+    assert json.loads(output.with_suffix(".json").read_text()) == found
+    assert output.read_text().startswith("# Benchmark: tiny, t5")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    done = CliRunner().invoke(main, ["bench", "--device", "cuda"])
+    assert done.exit_code == 2
+    assert "--device cuda" in done.output

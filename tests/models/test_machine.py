@@ -1,0 +1,113 @@
+"""What a model may ask of the machine, and that weights are allocated once."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import lavis_peft
+from lavis_peft.errors import ConfigError
+
+lavis_peft.register()
+
+from lavis.common.registry import registry  # noqa: E402  after the plugin made LAVIS importable
+
+TEXTS, TARGETS = ["what shape is it ?", "is there a red circle"], ["circle", "yes"]
+
+
+def build(section: dict) -> object:
+    torch.manual_seed(0)
+    return registry.get_model_class(section["arch"]).from_config(section)
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+@pytest.mark.parametrize("before", ["trained", "frozen"])
+def test_gradients_with_checkpointing_are_the_same(
+    family: str, before: str, model_section: Callable[..., dict]
+) -> None:
+    lora = {"peft_type": "LORA", "sublayers": ["attention", "ffn"], "r": 2, "lora_alpha": 4}
+    adapters = {"qformer": "frozen", "llm": lora, "train": ["projection"] if before == "trained" else []}
+    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    found = []
+    for checkpointed in (False, True):
+        section = model_section(family, adapters=adapters, llm_gradient_checkpointing=checkpointed)
+        model = build(section).train()
+        model({"image": image, "text_input": TEXTS, "text_output": TARGETS})["loss"].backward()
+        assert model.llm.is_gradient_checkpointing is checkpointed
+        found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert found[0].keys() == found[1].keys()
+    assert any(gradient.any() for gradient in found[0].values())
+    for name, gradient in found[0].items():
+        assert (found[1][name] - gradient).norm() <= 1e-3 * gradient.norm(), name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine may be able to")
+@pytest.mark.parametrize("wanted", ["8bit", "4bit"])
+def test_quantized_weights_are_refused_where_there_is_no_gpu(wanted: str, model_section: Callable[..., dict]) -> None:
+    with pytest.raises(ConfigError, match=f"model.llm_load_in: {wanted} needs a GPU"):
+        build(model_section("t5", llm_load_in=wanted))
+
+
+def test_a_wrong_word_is_named_with_the_right_ones(model_section: Callable[..., dict]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(model_section("t5", llm_load_in="2bit", kernels="slow"))
+    for part in ("llm_load_in", "8bit", "4bit", "kernels", "fast", "plain"):
+        assert part in str(caught.value)
+
+
+def test_compiling_needs_a_compiler(model_section: Callable[..., dict], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lavis_peft.models.machine.shutil.which", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"model.compile_vision: .* compiler"):
+        build(model_section("t5", compile_vision=True))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_rotary_frequencies_stay_in_full_precision(precision: str, model_section: Callable[..., dict]) -> None:
+    if not hasattr(transformers, "LlamaForCausalLM"):
+        pytest.skip("this transformers has no LLaMA")
+    model = build(model_section("llama", llm_precision=precision))
+    frequencies = [buffer for name, buffer in model.llm.named_buffers() if name.endswith("inv_freq")]
+    assert frequencies
+    assert {buffer.dtype for buffer in frequencies} == {torch.float32}
+
+
+def test_base_weights_are_put_in_place(model_section: Callable[..., dict], tmp_path: Path) -> None:
+    source = build(model_section("t5"))
+    own = ("visual_encoder.", "t5_model.")
+    state = {key: value for key, value in source.state_dict().items() if not key.startswith(own)}
+    torch.save({"model": {key: value for key, value in state.items() if "position_ids" not in key}}, tmp_path / "b.pth")
+    model = build(model_section("t5", load_pretrained=True, pretrained=str(tmp_path / "b.pth")))
+    assert not [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    for key, value in state.items():
+        torch.testing.assert_close(model.state_dict()[key], value)
+
+
+_MEASURE = """
+import resource, sys, torch
+import lavis_peft
+lavis_peft.register()
+from lavis_peft.models.language import build_language_model, read_config
+import transformers.models.t5.modeling_t5
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+config = read_config(sys.argv[1], "t5", "model.t5_model")
+before = peak()
+model = build_language_model(sys.argv[1], config, "t5", "bf16", "model.t5_model", weights=True)
+print((peak() - before) / sum(p.numel() * p.element_size() for p in model.parameters()))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
+def test_a_language_model_needs_no_more_memory_than_its_weights(tmp_path: Path) -> None:
+    sizes = {"d_model": 512, "d_ff": 2048, "d_kv": 64, "num_heads": 8, "num_layers": 12, "num_decoder_layers": 12}
+    config = transformers.T5Config(**sizes, vocab_size=32128, feed_forward_proj="gated-gelu", decoder_start_token_id=0)
+    transformers.T5ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert float(result.stdout.split()[-1]) < 1.3
