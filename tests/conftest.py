@@ -369,6 +369,14 @@ def research_run(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture
+def hub() -> Iterator[Any]:
+    """A Hugging Face hub on this machine; see `hf/server.py`."""
+    with _neighbour("hf/server.py").Hub() as server:
+        yield server
+        server.shutdown()
+
+
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Any]:
     """Starts real processes in milliseconds; see `processes.py`."""

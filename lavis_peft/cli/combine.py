@@ -112,12 +112,14 @@ def combine(
     lavis_peft.register()
     from lavis_peft.combine.candidate import Settings
     from lavis_peft.combine.job import Job
+    from lavis_peft.runners.held_out import HeldOut
 
     job = Job.of(checkpoints, cfg_path, evaluate, list(options))
+    held_out = HeldOut(evaluate, list(options)) if evaluate else None  # what is wrong with it is said before the work
     made = job.candidates(
         [Settings(method, shares, rank, 0.5 if density is None else density, seed) for method in chosen]
     )
-    scored = job.scored(made, evaluate, list(options)) if evaluate else {}
+    scored = job.scored(made, held_out) if held_out else {}
     best = scored.get("best", 0)
     files = job.write(made[best], target, {key: value for key, value in scored.items() if key != "best"})
     return {

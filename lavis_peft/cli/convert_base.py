@@ -85,15 +85,43 @@ def _to_lavis(source: str, partial: Path, output: Path) -> None:
     compat.apply()
     import yaml
 
-    from lavis_peft.hf.convert import convert
+    from lavis_peft.hf.convert import convert, section_of
     from lavis_peft.hf.hub import snapshot
 
     folder = Path(source).expanduser()
     # The form of a name on the hub; anything else that isn't there is a path that was mistyped.
     named = not folder.exists() and source.count("/") == 1 and not source.startswith((".", "/", "~"))
-    section = convert(snapshot(source, "SOURCE") if named else folder, partial, output)
-    text = yaml.safe_dump({"model": section}, sort_keys=False, allow_unicode=True)
+    sizes = convert(snapshot(source, "SOURCE") if named else folder, partial)
+    _check(section_of(sizes, partial), source)
+    text = yaml.safe_dump({"model": section_of(sizes, output)}, sort_keys=False, allow_unicode=True)
     (partial / FRAGMENT).write_text(f"# What `lavis-peft convert-base {source}` wrote, for a run config.\n{text}")
+
+
+def _check(section: dict[str, Any], source: str) -> None:
+    """See that a model of this plugin has a place for every weight that was written, and lacks none.
+
+    Raises:
+        CheckpointError: It isn't so; keys and shapes are named.
+    """
+    import lavis_peft
+
+    lavis_peft.register()
+    from lavis.common.registry import registry
+
+    from lavis_peft.errors import CheckpointError, MissingFeature
+    from lavis_peft.models.sources import Sources
+
+    try:
+        sources = Sources(registry.get_model_class(section["arch"]).on_meta(section))
+    except MissingFeature as error:
+        click.echo(f"What was written wasn't compared with a model: {error}", err=True)
+        return
+    try:
+        for read in (sources.qformer, sources.vision, sources.llm):
+            read()
+    except CheckpointError as error:
+        folder, written = str(Path(section["pretrained"]).parent), f"what {source} holds"
+        raise CheckpointError(f"{written}, as LAVIS names it: {str(error).replace(folder + '/', '')}") from error
 
 
 def _to_hf(source: str, partial: Path, dtype: str | None) -> None:
@@ -105,11 +133,10 @@ def _to_hf(source: str, partial: Path, dtype: str | None) -> None:
     import lavis_peft
 
     lavis_peft.register()
-    from lavis_peft.models.hf_model import check_hf, write_hf
+    from lavis_peft.models.hf_model import write_hf
     from lavis_peft.models.language import PRECISIONS
     from lavis_peft.models.tuned import read_tuned
 
     cls, section = tuned_section(config, str(source), "")
     tuned = read_tuned(cls, section, None)
-    check_hf(tuned)
     write_hf(tuned, partial, PRECISIONS[dtype] if dtype else None)

@@ -11,6 +11,8 @@ from lavis_peft.cli.run_options import RunCommand, run_options
 
 #: What trains besides the adapters, under LAVIS's names.
 TRAINED = "trained.safetensors"
+#: The run config.
+RUN = "run.yaml"
 
 
 @click.command("export", cls=RunCommand)
@@ -50,9 +52,14 @@ def command(
 
     Before the folder appears, what was written is put into a fresh base model, which must score as the tuned one does.
     """
+    if repo is not None:
+        from lavis_peft.hf.hub import check_upload, upload
+
+        check_upload(repo, "--push-to-hub")  # before minutes of work
     result = export(cfg_path, list(options), checkpoint, Path(output), prune, layout)
     if repo is not None:
-        result["url"] = _push(Path(result["output"]), repo)
+        # The run config has paths of this machine in it.
+        result["url"] = upload(Path(result["output"]), repo, "--push-to-hub", [RUN])
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
@@ -145,9 +152,10 @@ def _write_texts(config: Any, section: dict[str, Any], folder: Path, parts: dict
     run = OmegaConf.to_container(config)
     run["run"].pop("resume_ckpt_path", None)  # the tuned model's own
     run["model"] = {key: value for key, value in section.items() if key not in ("finetuned", "load_finetuned")}
-    (folder / "run.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(run)), encoding="utf-8")
+    (folder / RUN).write_text(OmegaConf.to_yaml(OmegaConf.create(run)), encoding="utf-8")
     rest = (folder / TRAINED).is_file()
-    (folder / "README.md").write_text(model_card(section, parts, layout == "peft-hf", rest), encoding="utf-8")
+    card = model_card(section, parts, layout == "peft-hf", rest, list(config.datasets))
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _rebuilt(model: Any, section: dict[str, Any], folder: Path) -> Any:
@@ -172,21 +180,3 @@ def _imported(model: Any, section: dict[str, Any], folder: Path) -> Any:
     from lavis_peft.models.incoming import loaded, read_incoming
 
     return loaded(type(model), section, read_incoming(type(model), section, folder))
-
-
-def _push(folder: Path, repo: str) -> str:
-    """Upload a folder to the hub, as the user whose token is stored; returns its address."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-
-    from lavis_peft.checks import first_line
-    from lavis_peft.errors import ConfigError
-
-    api = HfApi()
-    try:
-        api.create_repo(repo, exist_ok=True)
-        # The run config has paths of this machine in it.
-        api.upload_folder(repo_id=repo, folder_path=str(folder), ignore_patterns=["run.yaml"])
-    except (OSError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
-        raise ConfigError(f"--push-to-hub {repo}: {first_line(error)}; the folder is at {folder}") from error
-    return f"https://huggingface.co/{repo}"

@@ -157,9 +157,8 @@ def _write_lavis(
 
 def _write_hf(tuned: Any, partial: Path, dtype: str | None) -> Compare:
     from lavis_peft.models.hf_check import compare_hf
-    from lavis_peft.models.hf_model import check_hf, write_hf
+    from lavis_peft.models.hf_model import write_hf
     from lavis_peft.models.language import PRECISIONS
 
-    check_hf(tuned)
     write_hf(tuned, partial, PRECISIONS[dtype] if dtype else None)
     return lambda model: compare_hf(model, partial, dtype)

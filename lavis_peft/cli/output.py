@@ -1,7 +1,10 @@
 """For commands that turn a checkpoint into files: the tuned model, and a folder that appears only when whole."""
 
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +73,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        with writing(output):
+        with writing(output), _ending_in_order():
             yield partial
         partial.chmod(0o755)  # mkdtemp's folders are the owner's alone
         if output.exists():
@@ -78,6 +81,19 @@ def whole_folder(output: Path) -> Iterator[Path]:
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Let a SIGTERM end the process as an interrupt does: by way of what cleans up, which its default passes over."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only there can handlers be set
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def tuned_section(config: Any, cfg_path: str, purpose: str) -> tuple[Any, dict[str, Any]]:
@@ -123,6 +139,7 @@ def tuned_model(config: Any, cfg_path: str, checkpoint: str, purpose: str) -> tu
         CheckpointError: The checkpoint can't be read or belongs to another model.
     """
     cls, section = tuned_section(config, cfg_path, purpose)
+    cls.on_meta(section).read_own(checkpoint)  # a wrong one is found before base weights are read
     return cls.from_config({**section, "load_finetuned": True, "finetuned": checkpoint}).eval(), section
 
 

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,13 @@ from lavis_peft.errors import ConfigError
 @click.option("--adapter", metavar="DIR", help="A folder of `lavis-peft export`, or of peft's, instead.")
 @click.option("--options", multiple=True, metavar="KEY=VALUE ...", help="Override settings of the run config.")
 @click.option("--choices", metavar="A,B,...", help="Answers to choose from; ranked by likelihood, not generated.")
-@click.option("--num-beams", type=click.IntRange(1), help="Beams of a generated answer. Default: the config's, or 5.")
+@click.option("--num-beams", type=click.IntRange(1), help="Beams of a generated answer. Default: as the run evaluates.")
 @click.option(
-    "--max-len", type=click.IntRange(1), help="Longest generated answer, tokens. Default: the config's, or 30."
+    "--max-len", type=click.IntRange(1), help="Longest generated answer, tokens. Default: as the run evaluates."
 )
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Questions at once.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--output", metavar="FILE", help="Write there: text if it ends in .txt, else JSONL.")
+@click.option("--output", metavar="FILE", help="File to write, not there yet: text if it ends in .txt, else JSONL.")
 @click.option(
     "--on-bad-image",
     type=click.Choice(["error", "skip"]),
@@ -54,7 +53,8 @@ def command(images: tuple[str, ...], as_json: bool, output: str | None, **given:
     rows = predict(list(images), **given)
     texts = [json.dumps(row, ensure_ascii=False) for row in rows] if as_json or _is_jsonl(target) else lines(rows)
     if target is None:
-        click.echo("\n".join(texts))
+        for text in texts:
+            click.echo(text)
         return
     from lavis_peft.adapters.checkpoint import atomic_file
 
@@ -91,8 +91,8 @@ def predict(
         adapter: A folder of ``lavis-peft export`` or of peft's.
         options: Overrides of the config.
         choices: Answers to choose from, separated by commas.
-        num_beams: Beams of a generated answer.
-        max_len: Longest generated answer, tokens.
+        num_beams: Beams of a generated answer; None for as many as the run evaluates with.
+        max_len: Longest generated answer, tokens; likewise.
         batch_size: Questions at once.
         device: Where to run.
         on_bad_image: ``error`` or ``skip``.
@@ -106,7 +106,9 @@ def predict(
         DataError: Questions or pictures that can't be used.
     """
     listed, problems = _choices(choices)
-    problems += _argument_problems(images, prompt, questions, cfg_path, checkpoint, adapter)
+    problems += _argument_problems(images, prompt, questions, images_dir)
+    source_config, more = _config_path(cfg_path, checkpoint, adapter)
+    problems += more
     if problems:
         raise ConfigError(problems)
     from lavis_peft.predict.pictures import find_pictures
@@ -121,20 +123,20 @@ def predict(
     from lavis_peft.predict.loading import open_source
     from lavis_peft.predict.questions import from_file, from_prompt
 
-    source = open_source(cfg_path, list(options), checkpoint, adapter, device)
+    chosen = {"num_beams": num_beams, "max_len": max_len}
+    generation = {key: value for key, value in chosen.items() if value is not None}
+    source = open_source(source_config, list(options), checkpoint, adapter, device, generation)
     if questions is not None:
         folder = None if images_dir is None else str(Path(images_dir).expanduser())
         asked = from_file(Path(questions).expanduser(), source.style, listed, folder)
     else:
         asked = from_prompt(found, str(prompt), listed)
-    chosen = {"num_beams": num_beams, "max_len": max_len}
-    generation = replace(source.generation, **{key: value for key, value in chosen.items() if value is not None})
 
     def name_it(error: Exception) -> None:
         click.echo(f"skipped: {error}", err=True)
 
     skip = name_it if on_bad_image == "skip" else None
-    stream = answers(source.model(), source.processor, asked, generation, batch_size, skip)
+    stream = answers(source.model(), source.processor, asked, source.write, batch_size, skip)
     return list(tqdm(stream, total=len(asked), desc="predicting", unit="question", disable=None, file=sys.stderr))
 
 
@@ -148,12 +150,7 @@ def _choices(text: str | None) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _argument_problems(
-    images: Sequence[str],
-    prompt: str | None,
-    questions: str | None,
-    cfg_path: str | None,
-    checkpoint: str | None,
-    adapter: str | None,
+    images: Sequence[str], prompt: str | None, questions: str | None, images_dir: str | None
 ) -> list[str]:
     problems = []
     if (prompt is None) == (questions is None):
@@ -162,11 +159,24 @@ def _argument_problems(
         problems.append("--questions: its records name the pictures; give no others")
     if prompt is not None and not images:
         problems.append("--prompt: give one or more pictures to ask about")
+    if images_dir is not None and questions is None:
+        problems.append("--images-dir: is for --questions")
+    elif images_dir is not None and not Path(images_dir).expanduser().is_dir():
+        problems.append(f"--images-dir {images_dir}: no such folder")
+    return problems
+
+
+def _config_path(cfg_path: str | None, checkpoint: str | None, adapter: str | None) -> tuple[str, list[str]]:
+    """The run config, and what is wrong with the arguments that say which model is asked."""
+    problems = []
     if checkpoint is not None and adapter is not None:
         problems.append("--checkpoint and --adapter are both given; give one")
-    if cfg_path is None and adapter is None:
-        problems.append("--cfg-path: missing; only a folder of `lavis-peft export` has a run config in it")
-    return problems
+    folder = None if adapter is None else Path(adapter).expanduser()
+    if folder is not None and not folder.is_dir():
+        problems.append(f"--adapter {adapter}: no such folder")
+    elif cfg_path is None and (folder is None or not (folder / "run.yaml").is_file()):
+        problems.append("--cfg-path: missing; only a folder of `lavis-peft export` has a run config (run.yaml) in it")
+    return cfg_path or str(Path(folder or "") / "run.yaml"), problems
 
 
 def _target(output: str | None) -> Path | None:
@@ -175,6 +185,8 @@ def _target(output: str | None) -> Path | None:
     target = Path(output).expanduser()
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise ConfigError(f"--output {output}: give a file in a folder that exists")
+    if target.exists():
+        raise ConfigError(f"--output {output}: exists already; give a new name")
     return target
 
 
@@ -188,8 +200,9 @@ def lines(rows: Iterable[dict[str, Any]]) -> list[str]:
     Args:
         rows: What `predict` returned.
     """
+    rows = list(rows)
     answered = [row for row in rows if "prediction" in row]
-    if len(answered) == 1:
+    if len(rows) == len(answered) == 1:
         return [answered[0]["prediction"]]
     asked_alike = len({row["prompt"] for row in answered}) == 1
     return [f"{row['image' if asked_alike else 'question_id']}\t{row['prediction']}" for row in answered]

@@ -87,22 +87,18 @@ class Job:
         shares = tuple(float(each == number) for each in range(len(self.inputs)))
         return combine(self.changes, Settings("svd", shares))
 
-    def scored(self, candidates: Sequence[Candidate], cfg_path: str, options: list[str]) -> dict[str, Any]:
+    def scored(self, candidates: Sequence[Candidate], held_out: Any) -> dict[str, Any]:
         """Score each adapter alone and each combination on the questions that a run config holds out.
 
         Args:
             candidates: The combinations.
-            cfg_path: The run config.
-            options: Overrides of it.
+            held_out: The questions and their task, a `runners.held_out.HeldOut`.
 
         Returns:
             ``split``, ``questions``, ``is_test`` (whether the config tests on that split), ``candidates`` with
             ``name``, ``ranks``, ``parameters``, ``score`` and ``metrics`` of each, and ``best``: the number of the best
             combination.
         """
-        from lavis_peft.runners.held_out import HeldOut
-
-        held_out = HeldOut(cfg_path, options)
         alone = [self.alone(number) for number in range(len(self.inputs))]
         names = [each.source for each in self.inputs] + [each.settings.method for each in candidates]
         every = [*alone, *candidates]

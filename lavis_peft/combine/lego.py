@@ -1,7 +1,12 @@
 """LoRA-LEGO: rank-wise clustering of several adapters (Zhao et al., Merging LoRAs like Playing LEGO, ICLR 2025).
 
-Each rank of an adapter, a row of A with its column of B, is a minimal semantic unit. The units of all adapters are
-clustered by k-means, and the clusters' centres are the ranks of the result.
+The paper's: each rank of an adapter, a row of A with its column of B, is a minimal semantic unit; the units of all
+adapters are clustered by k-means, and the clusters' centres are the ranks of the result; a centre is brought back to
+its members' size, and the output is scaled by ``sqrt(r / k)``. Its formulas were not at hand: the two scalings are as
+two independent programs that reproduce it have them, which agree, on the greatest absolute value as a unit's size too.
+
+Ours: adapters' scales and weights go into their units beforehand; r is the mean where ranks differ; k-means++ starts;
+and where there are no more units than ranks are asked for, each is a cluster of its own.
 """
 
 from collections.abc import Sequence
@@ -17,28 +22,29 @@ _ROUNDS = 100
 def lego(parts: Sequence[Factors], weights: Sequence[float], rank: int, seed: int = 0) -> Factors:
     """One adapter of a given rank from the units of several.
 
-    The paper's two corrections of scale are made. A mean of vectors is shorter than they are, so each centre gets the
-    mean length of its members; and the output's variance grows with the rank, so the whole is scaled by
-    ``sqrt(r / rank)``, with r the adapters' own rank (the mean where they differ).
+    A mean of vectors is smaller than they are, so each centre gets the mean size of its members; and the output's
+    variance grows with the rank k, so the whole is scaled by ``sqrt(r / k)``, with r the adapters' own rank.
 
     Args:
-        parts: One layer's factors in each adapter; their ranks may differ.
+        parts: One layer's factors in each adapter; their ranks may differ, those of rank 0 don't count.
         weights: One factor for each adapter, which scales its units.
-        rank: Clusters, and R of the result. Where there are fewer units than that, every unit stays as it is.
+        rank: R of the result; k is as much, or the number of units where there are fewer.
         seed: Of the first centres.
 
     Returns:
         Factors with scale 1.
     """
     pool = stacked(parts, weights)
-    if pool.rank <= rank:
+    if pool.rank == 0:
         return pool.padded(rank)
+    count = min(rank, pool.rank)
     units = torch.cat([pool.a, pool.b.T], dim=1)  # (N, I + O)
-    centres = _centres(units, _clusters(units, rank, seed), rank)
-    own_rank = pool.rank / len(parts)
-    root = (own_rank / rank) ** 0.25  # on both factors, so that their product is scaled by the square root
+    if count < len(units):
+        units = _centres(units, _clusters(units, count, seed), count)
+    own_rank = pool.rank / sum(part.rank > 0 for part in parts)
+    root = (own_rank / count) ** 0.25  # on both factors, so that their product is scaled by the square root
     inputs = pool.a.shape[1]
-    return Factors(root * centres[:, :inputs], root * centres[:, inputs:].T)
+    return Factors(root * units[:, :inputs], root * units[:, inputs:].T).padded(rank)
 
 
 def _centres(units: Tensor, labels: Tensor, count: int) -> Tensor:
@@ -46,10 +52,14 @@ def _centres(units: Tensor, labels: Tensor, count: int) -> Tensor:
     for label in range(count):
         members = units[labels == label]
         centre = members.mean(dim=0)
-        length = centre.norm()
+        size = _size(centre)
         # Members that cancel leave no direction to lengthen.
-        rows.append(centre * (members.norm(dim=1).mean() / length) if length > 0 else centre)
+        rows.append(centre * (_size(members).mean() / size) if size > 0 else centre)
     return torch.stack(rows)
+
+
+def _size(rows: Tensor) -> Tensor:
+    return rows.abs().amax(dim=-1)
 
 
 def _clusters(units: Tensor, count: int, seed: int) -> Tensor:

@@ -103,7 +103,8 @@ def combined(
     target = result_rank(method, [part.rank for part in parts], rank)
     if method == "cat":
         return stacked(parts, weights)
-    if method == "svd":
+    # Where nothing is dropped and no sign is elected, the sum is of low rank: no (O, I) matrix need be decomposed.
+    if method == "svd" or (density >= 1 and method in ("magnitude_prune_svd", "dare_linear_svd")):
         return truncated(stacked(parts, weights), target)
     if method == "lego":
         return lego(parts, weights, target, seed)

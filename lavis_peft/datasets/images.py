@@ -5,10 +5,12 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageFile
 
+from lavis_peft.checks import first_line
 from lavis_peft.datasets.records import Record, summary
 from lavis_peft.errors import DataError
 
@@ -77,9 +79,9 @@ class ImageFiles:
             UnreadableImage: It can't be decoded.
         """
         if self._cache is None:
-            return _decode(path, where)
+            return decoded(path, path, where)
         if path not in self._cache:
-            self._cache[path] = np.asarray(_decode(path, where))
+            self._cache[path] = np.asarray(decoded(path, path, where))
         return Image.fromarray(self._cache[path])
 
 
@@ -110,9 +112,19 @@ def whole_files_only() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _decode(path: str, where: str) -> Image.Image:
+def decoded(source: str | IO[bytes], name: str, where: str) -> Image.Image:
+    """A picture in RGB.
+
+    Args:
+        source: Its file, or what is in it.
+        name: Its path or address, for messages.
+        where: What names it, for messages.
+
+    Raises:
+        UnreadableImage: It can't be decoded.
+    """
     try:
-        with whole_files_only(), Image.open(path) as image:
+        with whole_files_only(), Image.open(source) as image:
             return image.convert("RGB")
     except DAMAGED as error:
-        raise UnreadableImage(f"{path}: the image can't be read ({error}); named by {where}") from None
+        raise UnreadableImage(f"{name}: the image can't be read ({first_line(error)}); named by {where}") from None

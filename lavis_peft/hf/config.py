@@ -111,6 +111,7 @@ def read_hf_config(config: Mapping[str, Any], where: str) -> Sizes:
     Raises:
         ConfigError: It isn't an InstructBLIP, or one that LAVIS's can't compute; all problems are named.
     """
+    _check_sections(config, where)
     if config.get("model_type") != "instructblip":
         raise ConfigError(f"model_type: {config.get('model_type')!r}; an instructblip is needed", where=where)
     text = dict(config.get("text_config") or {})
@@ -121,12 +122,10 @@ def read_hf_config(config: Mapping[str, Any], where: str) -> Sizes:
     problems = []
     if kind not in _CLASSES:
         problems.append(f"text_config.model_type: {kind!r}; LAVIS's InstructBLIP has {listing(_CLASSES)}")
-    for part, values in (("vision_config", vision), ("qformer_config", qformer)):
+    for part, values, defaults in (("vision_config", vision, _VISION), ("qformer_config", qformer, _QFORMER)):
+        problems += _size_problems(part, values, defaults)
         if values["hidden_act"] != "gelu":
             problems.append(f"{part}.hidden_act: {values['hidden_act']!r}; LAVIS's InstructBLIP has gelu")
-    for key in ("image_size", "patch_size"):
-        if not isinstance(vision[key], int):
-            problems.append(f"vision_config.{key}: {vision[key]!r}; one number is needed, for squares")
     if problems:
         raise ConfigError(problems, where=where)
     names = {"embed_dim": "hidden_size", "depth": "num_hidden_layers", "num_heads": "num_attention_heads"}
@@ -141,6 +140,24 @@ def read_hf_config(config: Mapping[str, Any], where: str) -> Sizes:
         text=text,
         image_token=config.get("image_token_index"),
     )
+
+
+def _check_sections(config: object, where: str) -> None:
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"a mapping is needed, found {type(config).__name__}", where=where)
+    found = {part: config.get(part) for part in ("vision_config", "qformer_config", "text_config")}
+    odd = {part: value for part, value in found.items() if value and not isinstance(value, Mapping)}
+    if odd:
+        raise ConfigError([f"{part}: a mapping is needed, found {value!r}" for part, value in odd.items()], where)
+
+
+def _size_problems(part: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Values that should be numbers and aren't, such as an image's two sides."""
+    return [
+        f"{part}.{key}: {values[key]!r}; one number is needed"
+        for key, default in defaults.items()
+        if not isinstance(default, str) and not isinstance(values[key], (int, float))
+    ]
 
 
 def language_config(own: Mapping[str, Any], tied: bool, rows: int | None = None) -> dict[str, Any]:

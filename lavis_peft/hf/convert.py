@@ -20,20 +20,19 @@ _LANGUAGE = "language_model."
 _VISION = "visual_encoder."
 
 
-def convert(folder: Path, partial: Path, output: Path) -> dict[str, Any]:
+def convert(folder: Path, output: Path) -> Sizes:
     """Write an InstructBLIP of transformers as LAVIS's parts, tensor by tensor and bit for bit.
 
     Args:
         folder: What ``InstructBlipForConditionalGeneration.save_pretrained`` wrote, or a snapshot of the hub's.
-        partial: Where to write.
-        output: Where the files will be for good.
+        output: Where to write.
 
     Returns:
-        The `model` section that loads them.
+        The model's sizes.
 
     Raises:
         ConfigError: It isn't an InstructBLIP that LAVIS's classes can compute.
-        CheckpointError: Weights are missing, or have no place in LAVIS's model.
+        CheckpointError: There are no weights, or some have no place in LAVIS's model.
     """
     sizes = _sizes(folder)
     weights = open_weights(folder)
@@ -44,25 +43,31 @@ def convert(folder: Path, partial: Path, output: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: has no language model, or nothing else")
     with tqdm(total=len(recipes) + len(language), unit="tensor", disable=None) as bar:
         vision = [each for each in recipes if each.target.startswith(_VISION)]
-        _write_file([each for each in recipes if each not in vision], weights, partial / PRETRAINED, bar)
+        _write_file([each for each in recipes if each not in vision], weights, output / PRETRAINED, bar)
         named = [replace(each, target=each.target.removeprefix(_VISION)) for each in vision]
-        _write_file(named, weights, partial / VIT, bar)
-        _write_language_model(sizes, language, folder, partial / LLM, bar)
-    if not copy_tokenizer(folder / QFORMER, partial / QFORMER):
+        _write_file(named, weights, output / VIT, bar)
+        _write_language_model(sizes, language, folder, output / LLM, bar)
+    if not copy_tokenizer(folder / QFORMER, output / QFORMER):
         raise ConfigError(f"{folder / QFORMER}: no tokenizer of the Q-Former there")
+    return sizes
+
+
+def section_of(sizes: Sizes, folder: Path) -> dict[str, Any]:
+    """The `model` section that loads what `convert` wrote.
+
+    Args:
+        sizes: What it returned.
+        folder: Where the files are, or will be for good.
+    """
     places = {"pretrained": PRETRAINED, "vit": VIT, "llm": LLM, "qformer_tokenizer": QFORMER}
-    return model_section(sizes, {name: str(output / place) for name, place in places.items()})
+    return model_section(sizes, {name: str(folder / place) for name, place in places.items()})
 
 
 def _sizes(folder: Path) -> Sizes:
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"{folder}: no config.json there; give a Hugging Face InstructBLIP directory")
-    try:
-        content = read_json(path)
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON ({error})") from None
-    return read_hf_config(content, str(path))
+    return read_hf_config(read_json(path), str(path))
 
 
 def _write_file(recipes: Iterable[Recipe], weights: Weights, path: Path, bar: tqdm) -> None:

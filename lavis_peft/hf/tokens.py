@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lavis_peft.errors import CheckpointError
+
 IMAGE = "<image>"
 #: Where the Q-Former's tokenizer is, below the model's folder.
 QFORMER = "qformer_tokenizer"
@@ -98,8 +100,17 @@ def copy_tokenizer(source: Path, target: Path, *, without_image: bool = False) -
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The content of a JSON file.
+
+    Raises:
+        CheckpointError: It can't be read, or isn't JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from None
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -47,6 +47,7 @@ def compare_hf(model: Blip2InstructPeft, folder: Path, dtype: str | None) -> dic
         raise CheckpointError(
             f"transformers computes something else from the files: the visual prefix differs by {prefix:.2e} of its "
             f"size (allowed {least:.0e}), the logits by {logits:.2e} (allowed {allowed:.0e}); nothing was written"
+            + _in_half(dtype)
         )
     return {
         "difference": logits,
@@ -54,6 +55,10 @@ def compare_hf(model: Blip2InstructPeft, folder: Path, dtype: str | None) -> dic
         "prefix_difference": prefix,
         "prefix_tolerance": least,
     }
+
+
+def _in_half(dtype: str | None) -> str:
+    return "" if dtype in (None, "fp32") else f"; rounding to {dtype} may be all, which --verify layers doesn't compare"
 
 
 def _same_tokens(model: Any, folder: Path) -> dict[str, Any]:

@@ -49,9 +49,11 @@ def write_hf(tuned: Tuned, folder: Path, dtype: torch.dtype | None = None) -> No
             Q-Former and language model as they were held in training.
 
     Raises:
-        ConfigError: Base weights or tokenizers can't be had.
+        ConfigError: Base weights or tokenizers can't be had, or `check_hf` finds a reason against it.
+        MissingFeature: Likewise.
         CheckpointError: Base weights are another model's, a weight isn't finite, or a layer can't be merged.
     """
+    check_hf(tuned)
     weights = tuned.sources.vision(), tuned.sources.qformer(), tuned.sources.llm()
     tokenizer, vocabulary, image_token = _write_processor(tuned, folder)
     # Our LLaMA has a row for each token and no more, our T5 what its file has.

@@ -1,5 +1,6 @@
 """What was trained of a model, wherever it lies: a run's checkpoint, an exported adapter, a folder of peft's."""
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from lavis_peft.adapters.spec import TRAINABLE_EXTRAS, AdaptersSpec, parse_adapt
 from lavis_peft.checks import first_line, listing
 from lavis_peft.errors import CheckpointError, ConfigError
 from lavis_peft.hf.keys import to_lavis
+from lavis_peft.models.beside import wrapped_name
+
+_log = logging.getLogger(__name__)
 
 #: What trained besides the adapters, beside the parts' folders.
 TRAINED = "trained.safetensors"
@@ -77,13 +81,17 @@ def _from_folder(cls: Any, section: dict[str, Any], folder: Path, name: str) -> 
             problems += error.problems
     if problems:
         raise ConfigError(problems)
+    beside = folder.absolute().parent / TRAINED
+    if (folder / CONFIG).is_file() and folder.name in PARTS and beside.is_file():
+        _log.warning("%s: one part alone; what trained besides, %s isn't in it", name, beside)
     rest = _rest(cls, folder / TRAINED)
     train = tuple(extra for extra in TRAINABLE_EXTRAS if any(_is_of(cls, key, extra) for key in rest))
     section_of = {**{part: spec.as_section() for part, spec in specs.items()}, "train": list(train)}
     adapters = parse_adapters(section_of, llm_family=cls.family, where=f"{name}: model.adapters")
     model = cls.on_meta({**section, "adapters": adapters.as_dict()})
     places = {id(module): place for place, module in model.named_modules()}
-    state = dict(rest)
+    # The base's own biases, where they were tuned, are under plain names.
+    state = {wrapped_name(key, model): value for key, value in rest.items()}
     for part, adapter in parts.items():
         module = model.adapter_parts()[part]
         own = part_state(adapter, module, f"{name}: {part}")
@@ -175,6 +183,10 @@ def write_checkpoint(
     rest.get("run", {}).pop("resume_ckpt_path", None)  # of another model
     config = OmegaConf.create({"model": {**kept, "load_finetuned": True, "finetuned": str(target)}, **rest})
     beside = target.with_suffix(".yaml")
-    with atomic_file(beside) as file:
-        file.write(f"# {incoming.source}\n{OmegaConf.to_yaml(config)}".encode())
+    try:
+        with atomic_file(beside) as file:
+            file.write(f"# {incoming.source}\n{OmegaConf.to_yaml(config)}".encode())
+    except BaseException:
+        target.unlink()  # a name that is taken is refused the next time
+        raise
     return [target, beside]

@@ -1,54 +1,40 @@
 """Asking a model, batch by batch, while the next pictures are read. Letters: B batch, H and W in pixels."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lavis_peft.datasets.images import UnreadableImage
+from lavis_peft.datasets.images import UnreadableImage, whole_files_only
 from lavis_peft.errors import DataError
-from lavis_peft.predict.pictures import open_picture, whole_pictures_only
+from lavis_peft.predict.pictures import open_picture
 from lavis_peft.predict.questions import Asked
 
 _THREADS = 4
 
 
-@dataclass(frozen=True)
-class Generation:
-    """How answers are generated.
-
-    Args:
-        num_beams: Beams.
-        max_len: Longest answer, tokens.
-        min_len: Shortest answer, tokens.
-        length_penalty: None for the model's own.
-    """
-
-    num_beams: int = 5
-    max_len: int = 30
-    min_len: int = 1
-    length_penalty: float | None = None
+#: From a model and a batch (``image``, ``text_input``) to a text for each question.
+Writer = Callable[[Any, Mapping[str, Any]], list[str]]
 
 
 def answers(
     model: Any,
     processor: Callable[[Any], Tensor],
     asked: Sequence[Asked],
-    generation: Generation,
+    write: Writer,
     batch_size: int,
     on_bad: Callable[[UnreadableImage], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """A row for each question, in their order.
 
     Args:
-        model: Has ``device``, ``score_candidates`` and ``predict_answers``.
+        model: Has ``device`` and ``score_candidates``, and what ``write`` calls.
         processor: From an RGB picture to a tensor (3, H, W).
         asked: The questions.
-        generation: How answers are generated.
+        write: Generates answers.
         batch_size: Questions at once.
         on_bad: Called with each picture that can't be read, whose row then has ``error``; None raises it.
 
@@ -61,7 +47,8 @@ def answers(
         DataError: The model's scores aren't numbers.
     """
     batches = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]
-    with whole_pictures_only(), ThreadPoolExecutor(_THREADS) as pool:
+    # For the whole time: the switch is the program's, and pictures are read in several threads.
+    with whole_files_only(), ThreadPoolExecutor(_THREADS) as pool:
 
         def read(batch: Sequence[Asked]) -> list[Future]:
             return [pool.submit(lambda each: processor(open_picture(each.image, each.where)), each) for each in batch]
@@ -70,7 +57,7 @@ def answers(
             coming = read(batches[0]) if batches else []
             for number, batch in enumerate(batches):
                 pictures, coming = coming, read(batches[number + 1]) if number + 1 < len(batches) else []
-                yield from _answered(model, batch, [_result(each, on_bad) for each in pictures], generation)
+                yield from _answered(model, batch, [_result(each, on_bad) for each in pictures], write)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -86,7 +73,7 @@ def _result(picture: Future, on_bad: Callable[[UnreadableImage], None] | None) -
 
 
 def _answered(
-    model: Any, batch: Sequence[Asked], pictures: Sequence[Tensor | UnreadableImage], generation: Generation
+    model: Any, batch: Sequence[Asked], pictures: Sequence[Tensor | UnreadableImage], write: Writer
 ) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {
         place: {"error": str(picture)} for place, picture in enumerate(pictures) if isinstance(picture, UnreadableImage)
@@ -105,14 +92,8 @@ def _answered(
             found[place] = _ranked(batch[place], own.tolist())
     if open_ended:
         samples = {"image": images(open_ended), "text_input": [batch[place].prompt for place in open_ended]}
-        texts = model.predict_answers(
-            samples,
-            num_beams=generation.num_beams,
-            max_len=generation.max_len,
-            min_len=generation.min_len,
-            length_penalty=generation.length_penalty,
-        )
-        found |= {place: {"prediction": text} for place, text in zip(open_ended, texts, strict=True)}
+        texts = write(model, samples)
+        found |= {place: {"prediction": text.strip()} for place, text in zip(open_ended, texts, strict=True)}
     return [
         {"question_id": each.question_id, "image": each.image_id, "prompt": each.prompt, **found[place]}
         for place, each in enumerate(batch)

@@ -1,21 +1,25 @@
 """The model that is asked, and how its run config writes questions. This module imports LAVIS."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from lavis.common.registry import registry
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lavis_peft.errors import ConfigError
 from lavis_peft.models.base import Blip2InstructPeft
 from lavis_peft.models.incoming import loaded, read_incoming
-from lavis_peft.predict.asking import Generation
+from lavis_peft.models.load import read_run
+from lavis_peft.predict.asking import Writer
 from lavis_peft.predict.questions import Style
-from lavis_peft.runners.config import check_config, dataset_sections, model_section
-from lavis_peft.runners.config_file import read_run_file
+from lavis_peft.runners import values
+from lavis_peft.runners.config import dataset_sections
 from lavis_peft.runners.distributed import take_device
+from lavis_peft.tasks.captioning import CaptioningTask
+from lavis_peft.tasks.generation import answers, captions, check_finite
+from lavis_peft.tasks.options import GenerationOptions, parse_options
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Source:
         incoming: An adapter to put in; None where the section says it all.
         style: How the config writes questions and answers.
         processor: From an RGB picture to a tensor.
-        generation: The defaults of its `run` section.
+        write: Generates answers as its task does.
         device: Where to run.
     """
 
@@ -37,44 +41,51 @@ class Source:
     incoming: Any
     style: Style
     processor: Callable[[Any], Any]
-    generation: Generation
+    write: Writer
     device: str
 
     def model(self) -> Blip2InstructPeft:
-        """The model with its weights, in evaluation mode on its device."""
+        """The model with its weights, in evaluation mode on its device.
+
+        Raises:
+            CheckpointError: Weights can't be read, or are another model's.
+            DataError: They aren't numbers.
+        """
         if self.incoming is not None:
             model: Any = loaded(self.cls, self.section, self.incoming)
         else:
             model = self.cls.from_config(self.section).eval()
+        check_finite(model)
         return model.to(self.device)
 
 
 def open_source(
-    cfg_path: str | None, options: list[str], checkpoint: str | None, adapter: str | None, device: str
+    cfg_path: str,
+    options: Sequence[str],
+    checkpoint: str | None,
+    adapter: str | None,
+    device: str,
+    generation: Mapping[str, int],
 ) -> Source:
     """Check everything that can be wrong before weights are read.
 
     Args:
-        cfg_path: The run config; None takes the ``run.yaml`` in the adapter's folder.
+        cfg_path: The run config.
         options: Overrides of it.
         checkpoint: A checkpoint of it.
         adapter: A folder of ``lavis-peft export`` or of peft's.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        generation: Overrides of how its task generates: ``num_beams``, ``max_len``.
 
     Raises:
         ConfigError: Something in the config is wrong, or names no weights.
         CheckpointError: The adapter can't be read or is of another model.
     """
-    if cfg_path is None:
-        cfg_path = str(Path(str(adapter)).expanduser() / "run.yaml")
-    config, _ = read_run_file(cfg_path, options)
-    check_config(config, where=cfg_path)
-    cls = registry.get_model_class(config.model.arch)
-    if not issubclass(cls, Blip2InstructPeft):
-        raise ConfigError(f"model.arch: {config.model.arch} is not a model of this plugin", where=cfg_path)
-    section = OmegaConf.to_container(model_section(config), resolve=True)
-    if checkpoint is not None:
-        section |= {"load_finetuned": True, "finetuned": checkpoint}
+    try:
+        device = take_device(values.device(device))
+    except ValueError as error:
+        raise ConfigError(f"--device {device}: give {error}") from None
+    config, cls, section = read_run(cfg_path, checkpoint, options)
     # As `evaluate`: random weights are used where `load_pretrained: false` asks for them.
     given = section.get("load_finetuned") or section.get("pretrained") or section.get("load_pretrained") is False
     if not given:
@@ -82,6 +93,7 @@ def open_source(
             "the model would have random weights: give --checkpoint, --adapter, or base weights in model.pretrained",
             where=cfg_path,
         )
+    write = _writer(config, generation)
     incoming = read_incoming(cls, section, adapter) if adapter is not None else None
     if incoming is None and checkpoint is not None:
         cls.on_meta(section).read_own(checkpoint)  # a wrong one is found before base weights are read
@@ -90,6 +102,12 @@ def open_source(
     if not hasattr(builder, "spec"):
         raise ConfigError(f"datasets.{name}: is not a dataset of this plugin, so it has no prompt", where=cfg_path)
     style = Style(builder.spec.prompt, builder.spec.target, builder.text_processors["eval"])
-    keys = ("num_beams", "max_len", "min_len")
-    generation = Generation(**{key: config.run[key] for key in keys if config.run.get(key)})
-    return Source(cls, section, incoming, style, builder.vis_processors["eval"], generation, take_device(device))
+    return Source(cls, section, incoming, style, builder.vis_processors["eval"], write, device)
+
+
+def _writer(config: DictConfig, generation: Mapping[str, int]) -> Writer:
+    """What the run's task evaluates by, so that its answers come again."""
+    task = registry.get_task_class(config.run.task)
+    run = {**OmegaConf.to_container(config.run, resolve=True), **generation}
+    chosen = parse_options(run, getattr(task, "options_type", GenerationOptions))
+    return partial(captions if issubclass(task, CaptioningTask) else answers, options=chosen)

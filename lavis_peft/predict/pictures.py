@@ -4,8 +4,7 @@ import glob
 import http.client
 import os
 import urllib.request
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from urllib.error import URLError
 from urllib.parse import urlparse
 
 from lavis_peft.checks import first_line
-from lavis_peft.datasets.images import UnreadableImage
+from lavis_peft.datasets.images import UnreadableImage, decoded
 from lavis_peft.errors import ConfigError
 
 #: Endings of the files that count as pictures in a folder; a file that is named itself may end in anything.
@@ -73,13 +72,11 @@ def open_picture(name: str, where: str = "") -> Any:
     Raises:
         UnreadableImage: It isn't there, can't be had or can't be decoded.
     """
-    from lavis_peft.datasets.images import ImageFiles
-
     named = where or "the command line"
     if not is_address(name):
         if not os.path.isfile(name):
             raise UnreadableImage(f"{name}: no such file; named by {named}")
-        return ImageFiles().read(name, named)
+        return decoded(name, name, named)
     try:
         with urllib.request.urlopen(name, timeout=TIMEOUT) as answer:
             content = answer.read(MOST_BYTES + 1)
@@ -87,29 +84,4 @@ def open_picture(name: str, where: str = "") -> Any:
         raise UnreadableImage(f"{name}: can't be downloaded ({first_line(error)}); named by {named}") from None
     if len(content) > MOST_BYTES:
         raise UnreadableImage(f"{name}: larger than {MOST_BYTES >> 20} MiB; named by {named}")
-    return _decoded(content, name, named)
-
-
-def _decoded(content: bytes, name: str, named: str) -> Any:
-    from PIL import Image
-
-    from lavis_peft.datasets.images import DAMAGED
-
-    try:
-        with Image.open(BytesIO(content)) as image:
-            return image.convert("RGB")
-    except DAMAGED as error:
-        raise UnreadableImage(f"{name}: the image can't be read ({first_line(error)}); named by {named}") from None
-
-
-@contextmanager
-def whole_pictures_only() -> Iterator[None]:
-    """A truncated picture is an error, in all threads; LAVIS makes it a grey one when it is imported."""
-    from PIL import ImageFile
-
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+    return decoded(BytesIO(content), name, named)

@@ -96,7 +96,8 @@ def from_file(path: Path, style: Style, choices: Sequence[str], folder: str | No
             asked.append(_asked(raw, style, tuple(raw.get("choices") or choices), base, where, number, problems))
     if problems:
         more = f"\n  … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise DataError("\n  ".join([f"{len(problems)} problems:", *problems[:_SHOWN]]) + more)
+        head = "1 problem:" if len(problems) == 1 else f"{len(problems)} problems:"
+        raise DataError("\n  ".join([head, *problems[:_SHOWN]]) + more)
     return asked
 
 

@@ -234,3 +234,20 @@ def test_every_problem_of_the_command_line_is_reported_at_once(tmp_path: Path) -
     idle = invoke("a", "b", "--method", "cat", "--rank", 3, "--density", 0.3, "--output", "o.pth").output
     assert "--rank: is not for cat" in idle and "--density: is not for cat" in idle
     assert "sum must be" in invoke("a", "b", "--method", "svd", "--weights", "1,-1", "--output", "o.pth").output
+
+
+def test_questions_that_are_not_there_are_missed_before_the_work(
+    run_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lavis_peft.combine.job import Job
+
+    config = run_file()
+    whole = yaml.safe_load(config.read_text())
+    model = registry.get_model_class(whole["model"]["arch"]).from_config(whole["model"])
+    for name in ("a.pth", "b.pth"):
+        torch.save({"model": trained_state(model), **identity(model)}, tmp_path / name)
+    (tmp_path / "data" / "val.json").unlink()
+    monkeypatch.setattr(Job, "candidates", None)
+    given = (tmp_path / "a.pth", tmp_path / "b.pth", "--method", "svd", "--evaluate", config)
+    result = invoke(*given, "--output", tmp_path / "out.pth")
+    assert result.exit_code == 2 and "val.json" in result.output, result.output

@@ -99,6 +99,36 @@ def test_dtype(model_section: Section, tuned_run: TunedRun, tmp_path: Path) -> N
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
+@needs_instructblip
+def test_what_no_model_could_load_is_refused(model_section: Section, tuned_run: TunedRun, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    config, _, _ = tuned_run(model_section("t5"))
+    source = tmp_path / "hf"
+    assert convert(config, "--to", "hf", "--output", source).exit_code == 0
+    whole, sizes = load_file(source / "model.safetensors"), (source / "config.json").read_text()
+    lost = {
+        "language_projection.bias": "t5_proj.bias",
+        "vision_model.embeddings.class_embedding": "visual_encoder.cls_token",
+        "language_model.encoder.block.1.layer.1.DenseReluDense.wo.weight": "t5_model.encoder.block.1.layer.1",
+    }
+    for name, named in lost.items():
+        some = {key: value for key, value in whole.items() if key != name}
+        save_file(some, source / "model.safetensors", metadata={"format": "pt"})
+        done = convert(source, "--output", tmp_path / "out")
+        assert done.exit_code == 2 and "1 missing" in done.output and named in done.output, done.output
+    save_file(whole, source / "model.safetensors", metadata={"format": "pt"})
+    for before, after, named in (
+        ('"num_hidden_layers": 4', '"num_hidden_layers": 3', "Qformer.bert.encoder.layer.3."),
+        ('"d_ff": 48', '"d_ff": 40', "t5_model.encoder.block.0.layer.1.DenseReluDense.wi_0.weight"),
+    ):
+        assert before in sizes
+        (source / "config.json").write_text(sizes.replace(before, after))
+        done = convert(source, "--output", tmp_path / "out")
+        assert done.exit_code == 2 and named in done.output, done.output
+    assert not list(tmp_path.glob("*out*"))
+
+
 def _directory(folder: Path, **config: Any) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))

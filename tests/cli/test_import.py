@@ -1,6 +1,9 @@
 """Adapters to peft's layout and back, and between our Q-Former and transformers'."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ QFORMER = {"sublayers": ["self_attention", "cross_attention", "ffn"]}
 LLM = {"sublayers": ["attention", "ffn"]}
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "rank_pattern": {"output.dense": 3}},
+    "bias": {"peft_type": "LORA", "r": 2, "bias": "lora_only"},
     "rslora": {"peft_type": "LORA", "r": 2, "use_rslora": True},
     "dora": {"peft_type": "LORA", "r": 2, "use_dora": True},
     "loha": {"peft_type": "LOHA", "r": 2},
@@ -58,7 +62,7 @@ def test_what_is_exported_and_imported_is_the_same_to_the_bit(
     settings = SETTINGS[method]
     if settings["peft_type"] not in known_peft_types():
         pytest.skip(f"the installed peft has no {settings['peft_type']}")
-    llm = {key: value for key, value in settings.items() if key != "rank_pattern"}
+    llm = {key: value for key, value in settings.items() if key not in ("rank_pattern", "bias")}  # T5 has no biases
     adapters = {"qformer": {**QFORMER, **settings}, "llm": {**LLM, **llm}}
     config, checkpoint, model = tuned_run(model_section("t5", adapters=adapters), noise=0.1)
     run("export", *of(config, checkpoint), "--output", tmp_path / "out", "--format", layout)
@@ -208,25 +212,75 @@ def test_a_folder_that_is_no_adapter_of_this_model_is_refused(
 
 
 def test_an_export_is_uploaded_without_the_run_config(
-    model_section: Section, tuned_run: TunedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_section: Section, tuned_run: TunedRun, tmp_path: Path, hub: Any
 ) -> None:
-    import huggingface_hub
-
-    calls: list[tuple[str, dict[str, Any]]] = []
-
-    class Hub:
-        def create_repo(self, repo: str, **given: Any) -> None:
-            calls.append((repo, given))
-
-        def upload_folder(self, **given: Any) -> None:
-            calls.append(("upload", given))
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     config, checkpoint, _ = tuned_run(model_section("t5", adapters={"qformer": {**QFORMER, **SETTINGS["lora"]}}))
-    arguments = ("--output", tmp_path / "out", "--push-to-hub", "me/adapter")
-    assert run("export", *of(config, checkpoint), *arguments)["url"] == "https://huggingface.co/me/adapter"
-    (repo, _), (_, upload) = calls
-    assert repo == upload["repo_id"] == "me/adapter"
-    assert upload["folder_path"] == str(tmp_path / "out") and upload["ignore_patterns"] == ["run.yaml"]
-    card = (tmp_path / "out" / "README.md").read_text()
+    # A process of its own: huggingface_hub reads its environment when it is imported.
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    own = {
+        "HF_ENDPOINT": hub.address,
+        "HF_TOKEN": "hf_of_the_test",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path),
+    }
+    path = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    arguments = [
+        "export",
+        *of(config, checkpoint),
+        "--output",
+        tmp_path / "out",
+        "--push-to-hub",
+        "me/adapter",
+        "--json",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "lavis_peft.cli", *map(str, arguments)],
+        env={**kept, **own, **path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["url"] == f"{hub.address}/me/adapter"
+    names = {"README.md", "trained.safetensors", "qformer/adapter_config.json", "qformer/adapter_model.safetensors"}
+    assert hub.files == {name: (tmp_path / "out" / name).read_bytes() for name in names}
+    card = hub.files["README.md"].decode()
     assert card.startswith("---\nlibrary_name: peft\n") and "`qformer/`" in card
+    assert str(tmp_path) not in card
+
+
+def test_nothing_is_exported_where_it_can_not_be_uploaded(
+    model_section: Section, tuned_run: TunedRun, tmp_path: Path
+) -> None:
+    config, checkpoint, _ = tuned_run(model_section("t5", adapters={"qformer": {**QFORMER, **SETTINGS["lora"]}}))
+    arguments = ["export", *of(config, checkpoint), "--output", tmp_path / "out", "--push-to-hub", "a/b/c"]
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    assert result.exit_code == 2 and "--push-to-hub a/b/c: Repo id must be" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+@needs_instructblip
+def test_the_model_cards_code_runs(hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters = {"qformer": {**QFORMER, **SETTINGS["bias"]}, "llm": {**LLM, **SETTINGS["rslora"]}}
+    config, checkpoint, model, _ = hf("t5", adapters)
+    run("export", *of(config, checkpoint), "--output", tmp_path / "out", "--format", "peft-hf")
+    card = (tmp_path / "out" / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    assert '"…"' in code  # there is no telling which of the hub's models these random weights are
+    monkeypatch.chdir(tmp_path / "out")
+    found: dict[str, Any] = {}
+    exec(code.replace('"…"', repr(str(tmp_path / "hf"))), found)
+    assert close(*outputs_of(model, found["model"].eval(), tmp_path / "hf"))
+
+
+def test_a_part_imported_without_what_trained_beside_it_is_noted(
+    model_section: Section, tuned_run: TunedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, checkpoint, _ = tuned_run(model_section("t5", adapters={"qformer": {**QFORMER, **SETTINGS["lora"]}}))
+    run("export", *of(config, checkpoint), "--output", tmp_path / "out")
+    given = ("import", "--cfg-path", config, "--adapter")
+    run(*given, tmp_path / "out", "--output", tmp_path / "whole.pth")
+    assert "trained.safetensors" not in caplog.text
+    run(*given, tmp_path / "out" / "qformer", "--output", tmp_path / "part.pth")
+    assert f"{tmp_path / 'out' / 'trained.safetensors'} isn't in it" in caplog.text

@@ -113,7 +113,9 @@ def test_questions_are_put_into_the_configs_prompt(tuned: Any, tmp_path: Path) -
     assert [row["question_id"] for row in found] == ["q7", "1", "2"]
     assert found[0]["prediction"] in ("red", "blue")
     image = torch.stack([processor(Image.open(tmp_path / "data" / "test1.png").convert("RGB"))] * 2)
-    expected = model.predict_answers({"image": image, "text_input": texts[1:]}, num_beams=5, max_len=30)
+    expected = model.predict_answers(
+        {"image": image, "text_input": texts[1:]}, num_beams=5, max_len=10
+    )  # as its task has it
     assert [row["prediction"] for row in found[1:]] == expected
 
 
@@ -199,8 +201,12 @@ def test_what_is_wrong_is_said_at_once(tmp_path: Path, tuned: Any) -> None:
     config, *_ = tuned
     result = invoke("--prompt", "x", "--questions", "q", "--choices", "a", "--checkpoint", "c", "--adapter", "d")
     assert result.exit_code == 2
-    for part in ("not both", "--choices 'a'", "one or more pictures", "--checkpoint and --adapter"):
+    parts = ("not both", "--choices 'a'", "one or more pictures", "--checkpoint and --adapter", "--adapter d: no such")
+    for part in parts:
         assert part in result.output
+    result = invoke("x.png", "--prompt", "x", "--images-dir", "y", "--adapter", tmp_path / "data")
+    assert result.exit_code == 2
+    assert "--images-dir: is for --questions" in result.output and "--cfg-path: missing" in result.output
     result = invoke("gone.png", tmp_path / "*.gif", "--prompt", "x", "--cfg-path", config)
     assert result.exit_code == 2
     assert "gone.png: no such file" in result.output and "*.gif: matches no file" in result.output
@@ -210,3 +216,52 @@ def test_what_is_wrong_is_said_at_once(tmp_path: Path, tuned: Any) -> None:
     assert result.exit_code == 2
     for part in ("line 1: no image file", "'imag' meant", "'question' must be a text", "two or more"):
         assert part in result.output
+
+
+def test_answers_are_generated_as_the_run_evaluates(tuned: Any, tmp_path: Path) -> None:
+    config, checkpoint, model, processor = tuned
+    picture = tmp_path / "data" / "test0.png"
+    image = processor(Image.open(picture).convert("RGB"))[None]
+    asked = {"image": image, "text_input": [PROMPT]}
+    own = (picture, "--prompt", PROMPT, "--cfg-path", config, "--checkpoint", checkpoint)
+    short = {"num_beams": 2, "max_len": 6, "min_len": 5, "length_penalty": 2.0}
+    found = rows(*own, "--options", *(f"run.{key}={value}" for key, value in short.items()))
+    assert found[0]["prediction"] == model.predict_answers(asked, **short)[0]
+    assert found[0]["prediction"] != rows(*own)[0]["prediction"]
+    caption = model.generate({"image": image, "prompt": [PROMPT]}, num_beams=5, max_length=7, min_length=1)[0]
+    captioned = rows(*own, "--max-len", 7, "--options", "run.task=captioning_peft")
+    assert captioned[0]["prediction"] == caption.strip()
+    refused = invoke(*own, "--max-len", 3, "--options", "run.min_len=5")
+    assert refused.exit_code == 2 and "run.min_len: 5 is more than run.max_len, 3" in refused.output
+
+
+def test_a_picture_that_is_left_alone_after_skipping_is_named(tuned: Any, tmp_path: Path) -> None:
+    config, checkpoint, *_ = tuned
+    own = ("--prompt", PROMPT, "--choices", "red,blue", "--cfg-path", config, "--checkpoint", checkpoint)
+    good = tmp_path / "data" / "test0.png"
+    found = invoke(good, config, *own, "--on-bad-image", "skip").stdout.splitlines()
+    assert [line.split("\t")[0] for line in found] == [str(good)]
+    assert invoke(config, *own, "--on-bad-image", "skip").stdout == ""
+
+
+def test_a_device_that_is_none_and_an_output_that_is_there_are_refused(tuned: Any, tmp_path: Path) -> None:
+    config, checkpoint, *_ = tuned
+    own = (tmp_path / "data" / "test0.png", "--prompt", PROMPT, "--cfg-path", config, "--checkpoint", checkpoint)
+    result = invoke(*own, "--device", "gpu0")
+    assert result.exit_code == 2 and "--device gpu0: give auto, cpu, cuda or cuda:N" in result.output
+    kept = tmp_path / "answers.jsonl"
+    kept.write_text("precious")
+    result = invoke(*own, "--output", kept)
+    assert result.exit_code == 2 and "exists already" in result.output
+    assert kept.read_text() == "precious"
+
+
+def test_weights_that_are_no_numbers_give_no_text(tuned: Any, tmp_path: Path) -> None:
+    config, checkpoint, *_ = tuned
+    content = torch.load(checkpoint, weights_only=True)
+    content["model"]["query_tokens"].fill_(float("nan"))
+    torch.save(content, tmp_path / "diverged.pth")
+    picture = tmp_path / "data" / "test0.png"
+    own = ("--prompt", PROMPT, "--cfg-path", config, "--checkpoint", tmp_path / "diverged.pth")
+    result = invoke(picture, *own)
+    assert result.exit_code == 2 and "query_tokens isn't all numbers" in result.output

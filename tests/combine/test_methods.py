@@ -45,6 +45,17 @@ def test_svd_of_a_rank_that_suffices_is_exact():
     torch.testing.assert_close(combined(PARTS, WEIGHTS, "svd", rank=7).update(), exact(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["magnitude_prune_svd", "dare_linear_svd"])
+@pytest.mark.parametrize("rank", [2, 4])
+def test_without_pruning_the_sum_is_decomposed_by_its_factors(method, rank, monkeypatch):
+    from lavis_peft.combine import methods
+
+    whole = decomposed(exact(), rank).update()
+    monkeypatch.setattr(methods, "decomposed", None)  # no (outputs, inputs) matrix is formed
+    result = combined(PARTS, WEIGHTS, method, rank=rank, density=1.0)
+    torch.testing.assert_close(result.update(), whole, rtol=1e-4, atol=1e-5)
+
+
 def test_truncated_and_decomposed_agree():
     whole = stacked(PARTS, WEIGHTS)
     torch.testing.assert_close(
@@ -121,7 +132,7 @@ def test_lego_of_equal_adapters_is_the_adapter():
     torch.testing.assert_close(result.update(), part.update(), rtol=1e-4, atol=1e-5)
 
 
-def test_lego_finds_the_clusters_and_keeps_their_length():
+def test_lego_finds_the_clusters_and_keeps_their_size():
     base = torch.zeros(2, 10)
     base[0, 0], base[1, 5] = 3.0, 4.0
     noisy = [base + 0.1 * torch.randn(2, 10, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
@@ -131,7 +142,8 @@ def test_lego_finds_the_clusters_and_keeps_their_length():
     order = units[:, 0].abs().argsort(descending=True)
     pool = torch.stack(noisy)  # (adapter, unit, value)
     for place, unit in zip(order.tolist(), (0, 1), strict=True):
-        assert units[place].norm().item() == pytest.approx(pool[:, unit].norm(dim=1).mean().item(), rel=1e-5)
+        sizes = pool[:, unit].abs().amax(dim=1)
+        assert units[place].abs().max().item() == pytest.approx(sizes.mean().item(), rel=1e-5)
         cosine = torch.nn.functional.cosine_similarity(units[place], pool[:, unit].mean(dim=0), dim=0)
         assert cosine.item() == pytest.approx(1.0, abs=1e-5)
 
@@ -143,7 +155,19 @@ def test_lego_scales_by_the_root_of_the_ranks_ratio():
     torch.testing.assert_close(result.update(), math.sqrt(4 / 1) * part.b[:, :1] @ part.a[:1], rtol=1e-5, atol=1e-6)
 
 
-def test_lego_with_fewer_units_than_ranks_is_exact():
+def test_lego_with_fewer_units_than_ranks_keeps_each_and_scales_the_output_all_the_same():
     result = lego(PARTS, WEIGHTS, rank=8)
     assert result.rank == 8
-    torch.testing.assert_close(result.update(), exact())
+    torch.testing.assert_close(result.update(), math.sqrt(2.5 / 5) * exact())
+    assert torch.equal(result.update(), lego(PARTS, WEIGHTS, rank=5).update())
+
+
+def test_lego_leaves_a_layer_that_one_adapter_alone_has_as_it_is():
+    part = factors(3, 6, scale=0.25)
+    result = lego([part, Factors(torch.zeros(0, 12), torch.zeros(9, 0))], [1.0, 1.0], rank=3)
+    torch.testing.assert_close(result.update(), part.update())
+
+
+def test_lego_of_layers_that_no_adapter_changes_is_zero():
+    empty = Factors(torch.zeros(0, 12), torch.zeros(9, 0))
+    assert torch.equal(lego([empty, empty], [1.0, 1.0], rank=2).update(), torch.zeros(9, 12))

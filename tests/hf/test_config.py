@@ -1,6 +1,7 @@
 """Sizes of an InstructBLIP in transformers' words and in LAVIS's."""
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -130,3 +131,19 @@ def test_the_language_models_own_config() -> None:
         "vocab_size": 3,
         "tie_word_embeddings": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([], "a mapping is needed, found list"),
+        ({"model_type": "instructblip", "text_config": 3}, "text_config: a mapping is needed, found 3"),
+        (
+            {"model_type": "instructblip", "text_config": {"model_type": "t5"}, "qformer_config": {"hidden_size": "x"}},
+            "qformer_config.hidden_size: 'x'; one number is needed",
+        ),
+    ],
+)
+def test_a_file_of_another_shape_is_refused(content: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        read_hf_config(content, "x/config.json")

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from lavis_peft.errors import CheckpointError
 from lavis_peft.hf.tokens import copy_tokenizer
 
 
@@ -58,3 +61,9 @@ def test_a_plain_copy_keeps_everything_that_other_versions_can_read(tmp_path: Pa
 
 def test_a_folder_without_a_tokenizer_gives_no_files(tmp_path: Path) -> None:
     assert copy_tokenizer(_folder(tmp_path / "a", weights__bin=""), tmp_path / "b") == []
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    source = _folder(tmp_path / "source", tokenizer_config__json="{")
+    with pytest.raises(CheckpointError, match="tokenizer_config.json: not JSON"):
+        copy_tokenizer(source, tmp_path / "target")
