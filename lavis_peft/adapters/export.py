@@ -5,20 +5,22 @@ are chosen there is nothing left to allocate. A layer keeps its own rank, in ``r
 """
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import inject_adapter_in_model
+from peft import PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from lavis_peft.adapters.checkpoint import atomic_file, read_checkpoint, save_tensors
+from lavis_peft.adapters.held import held_names
 from lavis_peft.adapters.merge import adapted_layers
 from lavis_peft.adapters.method_table import METHODS
-from lavis_peft.adapters.methods import config_class
+from lavis_peft.adapters.methods import PATTERNS, config_class
 from lavis_peft.adapters.spec import AdapterSpec, plain
 from lavis_peft.adapters.triplets import ADAPTER, Slot
 from lavis_peft.errors import CheckpointError
@@ -27,6 +29,8 @@ from lavis_peft.hf.keys import qformer_to_hf
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # In peft's files names begin below its wrapper of the model.
 _PREFIX = "base_model.model."
+#: What names of tensors begin with there that are no layer's.
+COMMON = "base_model."
 
 Exported = tuple[dict[str, Any], dict[str, Tensor]]
 
@@ -52,12 +56,22 @@ def exported(module: nn.Module, spec: AdapterSpec, prune: bool = False) -> Expor
         if key not in ("layers_to_transform", "exclude_modules")
     }
     own = module.peft_config[ADAPTER]
-    patterns = {key: dict(getattr(own, key)) for key in ("rank_pattern", "alpha_pattern") if options.get(key)}
+    patterns = {key: dict(getattr(own, key)) for key in PATTERNS if options.get(key)}
     layers = adapted_layers(module)
     if "feedforward_modules" in METHODS[str(spec.peft_type)].derived:
         options["feedforward_modules"] = [name for name, layer in layers.items() if layer.is_feedforward]
-    config = _config(str(spec.peft_type), list(layers), {**options, **patterns})
-    return config, get_peft_model_state_dict(module, adapter_name=ADAPTER)
+    method = METHODS[str(spec.peft_type)]
+    options |= {key: getattr(own, key) for key in method.written if hasattr(own, key)}
+    config = _config(method.peft_type, list(layers), {**options, **patterns, **method.replaced})
+    if not method.shared and not method.held:
+        return config, get_peft_model_state_dict(module, adapter_name=ADAPTER)
+    state, tensors = module.state_dict(), {}
+    for name in held_names(module):
+        whole = next((each for each in method.shared if f".{each}.{ADAPTER}" in name), None)
+        plain_name = name.replace(f".{ADAPTER}", "")
+        # What layers have in common is the tuner's own in peft, and has no layer's name there.
+        tensors[plain_name if whole is None else COMMON + plain_name[plain_name.index(whole) :]] = state[name]
+    return config, tensors
 
 
 def _as_lora(module: nn.Module, spec: AdapterSpec, prune: bool) -> Exported:
@@ -106,10 +120,10 @@ def in_hf_names(content: Exported) -> Exported:
     for key in ("target_modules", "feedforward_modules"):
         if isinstance(config.get(key), list):
             config[key] = [qformer_to_hf(name) for name in config[key]]
-    for key in ("rank_pattern", "alpha_pattern"):
+    for key in PATTERNS:
         if config.get(key):
             config[key] = {qformer_to_hf(name): value for name, value in config[key].items()}
-    return config, {qformer_to_hf(name): tensor for name, tensor in tensors.items()}
+    return config, {name if name.startswith(COMMON) else qformer_to_hf(name): each for name, each in tensors.items()}
 
 
 def write_adapter(content: Exported, folder: Path) -> None:
@@ -122,7 +136,10 @@ def write_adapter(content: Exported, folder: Path) -> None:
     config, tensors = content
     with atomic_file(folder / CONFIG) as file:
         file.write(json.dumps(config, indent=2).encode() + b"\n")
-    named = {_PREFIX + name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    named = {
+        name if name.startswith(COMMON) else _PREFIX + name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in tensors.items()
+    }
     save_tensors(named, folder / WEIGHTS)
 
 
@@ -134,7 +151,9 @@ def put_back(module: nn.Module, folder: Path) -> None:
         folder: A folder of `write_adapter`.
     """
     options = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    config = config_class(options.pop("peft_type"))(**options)
-    inject_adapter_in_model(config, module)
-    tensors = read_checkpoint(folder / WEIGHTS)
-    set_peft_model_state_dict(module, {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()})
+    kind = options.pop("peft_type")
+    with warnings.catch_warnings():
+        # Buffers that a method makes from the base weights are in the file for this plugin alone.
+        warnings.simplefilter("ignore")
+        whole = PeftModel(module, config_class(kind)(**options))
+        set_peft_model_state_dict(whole, read_checkpoint(folder / WEIGHTS))

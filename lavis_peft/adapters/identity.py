@@ -10,7 +10,7 @@ from lavis_peft.adapters.spec import AdaptersSpec
 HEADER = "lavis_peft"
 # Options that only training reads: weights trained with one value are right for a model with another.
 _TRAINING_ONLY = (
-    ".lora_dropout",
+    "_dropout",
     *(f".{key}" for key in ("target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight")),
     ".budget_unit",
 )

@@ -14,11 +14,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from lavis_peft.adapters.checkpoint import read_checkpoint
+from lavis_peft.adapters.export import COMMON
+from lavis_peft.adapters.imported_adalora import as_lora
 from lavis_peft.adapters.method_table import METHODS
-from lavis_peft.adapters.methods import config_class, config_keys, tuner_prefix
+from lavis_peft.adapters.methods import PATTERNS, config_class, config_keys, tuner_prefix
 from lavis_peft.adapters.spec import AdapterSpec
 from lavis_peft.adapters.sublayers import allowed_words, layer_of, resolve
-from lavis_peft.adapters.triplets import ADAPTER
 from lavis_peft.checks import listing, shortened
 from lavis_peft.errors import CheckpointError, ConfigError
 from lavis_peft.hf.keys import qformer_to_lavis
@@ -41,7 +42,6 @@ _NOTES = (
     "runtime_config",
     "feedforward_modules",
 )
-_PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,18 @@ def read_folder(folder: Path) -> dict[str, PartAdapter]:
     file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise CheckpointError(f"{folder}: has no {' or '.join(_WEIGHTS)}")
+    found = read_checkpoint(file)
+    if config["peft_type"] == "ADALORA":
+        config, found = as_lora(config, found, str(folder))
     prefix = tuner_prefix(config["peft_type"])
+    shared = tuple(COMMON + name for name in METHODS[config["peft_type"]].shared)
+    common = {key: tensor for key, tensor in found.items() if shared and key.startswith(shared)}
     tensors: dict[str, dict[str, Tensor]] = {}
     names: dict[str, dict[str, str]] = {}
     odd = []
-    for key, tensor in read_checkpoint(file).items():
+    for key, tensor in found.items():
+        if key in common:
+            continue
         plain = key.removeprefix(_WRAPPER)
         place = _placed(plain)
         if place is None:
@@ -96,6 +103,12 @@ def read_folder(folder: Path) -> dict[str, PartAdapter]:
         )
     if not names:
         raise CheckpointError(f"{file}: has no tensor of {config['peft_type']}'s in it")
+    if common and len(names) > 1:
+        raise CheckpointError(
+            f"{folder}: {listing(common)} are for layers of both parts, which here have such tensors of their own"
+        )
+    for part in names:
+        tensors[part] |= common
     return {part: PartAdapter(config, own, names.get(part, {})) for part, own in tensors.items()}
 
 
@@ -110,10 +123,6 @@ def _config(folder: Path) -> dict[str, Any]:
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind not in METHODS:
         raise CheckpointError(f"{path}: peft_type {kind!r} isn't supported; supported: {listing(METHODS)}")
-    if kind == "ADALORA":
-        raise CheckpointError(
-            f"{path}: ADALORA as peft writes it lacks the state of its budget; `lavis-peft export` writes it as LORA"
-        )
     return config
 
 
@@ -147,7 +156,9 @@ def spec_of(adapter: PartAdapter, module: nn.Module, family: str, where: str) ->
     own, problems = {}, []
     defaults = {item.name: item.default for item in fields(config_class(kind))}
     for key, value in config.items():
-        if key in (*_NOTES, *_NARROWS, *_PATTERNS) or value in (None, False, [], {}, "") or value == defaults.get(key):
+        if key in (*_NOTES, *_NARROWS, *PATTERNS) or value in (None, False, [], {}, "") or value == defaults.get(key):
+            continue
+        if key in METHODS[kind].replaced and value == METHODS[kind].replaced[key]:
             continue
         if key not in config_keys(kind):
             reason = METHODS[kind].refused.get(key, "the installed peft doesn't know it")
@@ -156,7 +167,7 @@ def spec_of(adapter: PartAdapter, module: nn.Module, family: str, where: str) ->
             own[key] = value
     # Settings that differ from their default and are empty or false count too.
     own |= {k: False for k in config_keys(kind) if config.get(k) is False and defaults[k] is True}
-    own |= {key: exact for key in _PATTERNS if (exact := _exact(config.get(key), adapter.names))}
+    own |= {key: exact for key in PATTERNS if (exact := _exact(config.get(key), adapter.names))}
     missing = [name for name in adapter.names if name not in dict(module.named_modules())]
     if missing:
         problems.append(f"{where}: the model has no layers {shortened(missing)}")
@@ -215,25 +226,3 @@ def _targets(names: Mapping[str, str], module: nn.Module, family: str) -> dict[s
 
 def _escaped(name: str) -> str:
     return name.replace(".", r"\.")
-
-
-def part_state(adapter: PartAdapter, module: nn.Module, where: str) -> dict[str, Tensor]:
-    """An adapter's tensors under the names of a part that it was put into.
-
-    Args:
-        adapter: The adapter.
-        module: The part with an adapter of `spec_of` in it; on the meta device it is enough.
-        where: The folder, for messages.
-
-    Raises:
-        CheckpointError: A tensor has no place in it.
-    """
-    own = module.state_dict()
-    # peft leaves the adapter's name out, and the last name of DoRA's magnitudes too.
-    saved = {key.replace(f".{ADAPTER}", ""): key for key in own if f".{ADAPTER}" in key}
-    saved |= {key.removesuffix(".weight"): name for key, name in saved.items() if ".lora_magnitude_vector" in key}
-    saved |= {key: key for key in own if key.endswith("bias")}
-    foreign = [key for key in adapter.tensors if key not in saved]
-    if foreign:
-        raise CheckpointError(f"{where}: holds what such an adapter doesn't have: {shortened(foreign)}")
-    return {saved[key]: tensor.float() for key, tensor in adapter.tensors.items()}

@@ -2,25 +2,22 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
-import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 
 from lavis_peft.adapters.adalora import RankBudget
 from lavis_peft.adapters.method_table import METHODS
-from lavis_peft.adapters.methods import NARROWING, option_defaults, put_in
+from lavis_peft.adapters.methods import NARROWING, option_defaults
 from lavis_peft.adapters.patterns import exact_patterns
 from lavis_peft.adapters.spec import AdapterSpec, AdaptersSpec, peft_config
 from lavis_peft.adapters.sublayers import layer_of, resolve, word_of
 from lavis_peft.adapters.triplets import Slot
+from lavis_peft.adapters.wrapping import wrap
 from lavis_peft.checks import shortened
 from lavis_peft.errors import ConfigError
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 def inject(module: nn.Module, family: str, spec: AdapterSpec, part: str) -> tuple[str, ...]:
@@ -44,7 +41,7 @@ def inject(module: nn.Module, family: str, spec: AdapterSpec, part: str) -> tupl
         RuntimeError: peft wrapped other layers than it was told to.
     """
     names, config = _plan(module, family, spec, part)
-    _wrap(module, names, config, part)
+    wrap(module, names, config, part)
     return names
 
 
@@ -147,7 +144,7 @@ def apply(
         raise ConfigError(problems)
     for part, module in parts.items():
         if part in plans:
-            _wrap(module, *plans[part], f"{where}.{part}")
+            wrap(module, *plans[part], f"{where}.{part}")
         else:
             module.requires_grad_(getattr(spec, part).mode == "full")
     for name, extra in extras.items():
@@ -190,55 +187,12 @@ def _plan(module: nn.Module, family: str, spec: AdapterSpec, part: str) -> tuple
     if any(isinstance(layer, BaseTunerLayer) for layer in module.modules()):
         raise ConfigError(f"{part}: has an adapter already")
     names = target_names(module, family, spec, part)
+    method = METHODS[str(spec.peft_type)]
+    without = [name for name in names if module.get_submodule(name).bias is None]
+    if method.needs_bias and without:
+        raise ConfigError(f"{part}: {method.peft_type} trains biases, and these layers have none: {shortened(without)}")
     # An exact expression, because a list of names would match as endings of longer names too.
     targets = "|".join(re.escape(name) for name in names)
     exact = exact_patterns(spec, names, part)
-    exact |= {key: derive(names) for key, derive in METHODS[str(spec.peft_type)].derived.items()}
+    exact |= {key: derive(names) for key, derive in method.derived.items()}
     return names, peft_config(spec, targets, **dict.fromkeys(NARROWING), **exact)
-
-
-def _wrap(module: nn.Module, names: Sequence[str], config: PeftConfig, part: str) -> None:
-    on_meta = next(module.parameters()).device.type == "meta"
-    with torch.device("meta") if on_meta else nullcontext():
-        put_in(module, config)
-    wrapped = {name: layer for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
-    if set(wrapped) != set(names):
-        raise RuntimeError(f"{part}: peft adapted other layers than asked: {sorted(set(wrapped) ^ set(names))}")
-    for layer in wrapped.values():
-        _to_float32(layer)
-    bias = getattr(config, "bias", "none")
-    if bias != "none" and not any(p.requires_grad for name, p in module.named_parameters() if name.endswith("bias")):
-        raise ConfigError(f"{part}.bias: {bias} trains nothing; the layers have no bias")
-
-
-def wrapped(module: nn.Module, name: str, config: PeftConfig) -> nn.Module:
-    """One layer of a module with an adapter around it.
-
-    Args:
-        module: A module that holds the layer; nothing else of it is touched.
-        name: The layer's full name.
-        config: peft's config for just that name.
-    """
-    put_in(module, config)
-    layer = module.get_submodule(name)
-    _to_float32(layer)
-    return layer
-
-
-def _to_float32(layer: nn.Module) -> None:
-    """Make a layer's adapter weights float32; peft creates them in the base's precision, where AdamW steps get lost.
-
-    Casting AdaLoRA's `ranknum`, peft makes a parameter of it that trains; it is a number that the method sets.
-    """
-    for number in getattr(layer, "ranknum", {}).values():
-        number.requires_grad_(False)
-    for name, parameter in layer.named_parameters():
-        if not name.startswith("base_layer.") and parameter.dtype in _HALF:
-            parameter.data = parameter.data.float()
-    # DoRA's magnitudes are the norms of the base weight's rows. Rounded to half precision they would change the model
-    # by up to 0.4 % before the first step.
-    for adapter, magnitude in getattr(layer, "lora_magnitude_vector", {}).items():
-        if layer.get_base_layer().weight.dtype in _HALF:
-            weight = layer.get_base_layer().weight.detach().float()
-            delta = layer.get_delta_weight(adapter).detach()
-            magnitude.weight.data = torch.linalg.norm(weight + delta, dim=1)

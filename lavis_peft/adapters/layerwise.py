@@ -1,5 +1,8 @@
 """Merge a part's adapter one linear layer at a time, from base weights that needn't be in memory together.
 
+Most methods' layers depend on nothing but themselves: each is built anew on its weight. Of a method whose layers share
+tensors all layers are built once, on no weights; a layer gets its weight while it is merged.
+
 Shapes: i inputs and o outputs of a linear layer.
 """
 
@@ -12,9 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lavis_peft.adapters.inject import wrapped
+from lavis_peft.adapters.held import held_names, tensors_of
 from lavis_peft.adapters.merge import adapted_layers, cast, merged_layer, split
+from lavis_peft.adapters.method_table import METHODS
+from lavis_peft.adapters.methods import put_in
 from lavis_peft.adapters.triplets import ADAPTER
+from lavis_peft.adapters.wrapping import wrapped
+from lavis_peft.checks import shortened
 from lavis_peft.errors import CheckpointError
 
 # How far a layer's output may move, in units of its greatest value: float32 sums differ by rounding only, in half
@@ -41,6 +48,8 @@ class LayerMerger:
         #: The precision of the base in training.
         self.held = held
         self._of_layer: dict[str, dict[str, Tensor]] = {name: {} for name in self.layers}
+        self._shares = self._config is not None and METHODS[self._config.peft_type.value].shared
+        self._together: nn.Module | None = None
         #: What was trained of the part besides its adapter, under plain names.
         self.rest: dict[str, Tensor] = {}
         for key, tensor in trained.items():
@@ -66,7 +75,7 @@ class LayerMerger:
         Raises:
             CheckpointError: The layer can't be merged, a merged weight isn't finite, or it computes something else.
         """
-        layer = self._built(name, weight, bias)
+        layer = self._in_common(name, weight, bias) if self._shares else self._built(name, weight, bias)
         target = dtype or self.held
         plain = {key: cast(value, target, key) for key, value in merged_layer(layer, name).items()}
         moved = _difference(layer.float(), plain[f"{name}.weight"], plain.get(f"{name}.bias"))
@@ -79,31 +88,75 @@ class LayerMerger:
         self.merged += 1
         return plain
 
-    def _built(self, name: str, weight: Tensor, bias: Tensor | None) -> nn.Module:
-        """peft's layer on a real linear layer, with what was trained in it."""
+    def _linear(self, weight: Tensor, bias: Tensor | None) -> nn.Linear:
         with torch.device("meta"):
             linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
         linear.weight = nn.Parameter(weight.to(self.held), requires_grad=False)
         if bias is not None:
             linear.bias = nn.Parameter(bias.to(self.held), requires_grad=False)
+        return linear
+
+    def _built(self, name: str, weight: Tensor, bias: Tensor | None) -> nn.Module:
+        """peft's layer on a real linear layer, with what was trained in it."""
         config: Any = copy.copy(self._config)
         config.target_modules = re.escape(name)
-        layer = wrapped(_at(name, linear), name, config)
+        parent = nn.Module()
+        _put_at(parent, name, self._linear(weight, bias))
+        layer = wrapped(parent, name, config)
         found = self._of_layer[name]
         lost, foreign = layer.load_state_dict(found, strict=False)
-        trained = [key for key, parameter in layer.named_parameters() if parameter.requires_grad]
-        if foreign or (lost := [key for key in lost if key in trained]):
+        held = held_names(layer)
+        if foreign or (lost := [key for key in lost if key in held]):
             raise CheckpointError(f"{name}: the checkpoint's adapter is another one; keys: {[*foreign, *lost]}")
         return layer.eval()
 
+    def _in_common(self, name: str, weight: Tensor, bias: Tensor | None) -> nn.Module:
+        """A copy of one of the layers that share tensors, on its weight."""
+        if self._together is None:
+            self._together = self._all_layers()
+        layer = copy.deepcopy(self._together.get_submodule(name))
+        layer.base_layer = self._linear(weight, bias)
+        trained = self._of_layer[name]
+        layer.load_state_dict({key: trained[key] for key in trained if key.startswith("base_layer.")}, strict=False)
+        return layer.eval()
 
-def _at(name: str, layer: nn.Module) -> nn.Module:
-    """A module that has nothing but one layer, at a dotted name: peft's patterns are over full names."""
-    for child in reversed(name.split(".")):
-        parent = nn.Module()
-        parent.add_module(child, layer)
-        layer = parent
-    return layer
+    def _all_layers(self) -> nn.Module:
+        """All adapted layers with what was trained in them, their weights on the meta device."""
+        part = nn.Module()
+        with torch.device("meta"):
+            for name, layer in self.layers.items():
+                shape = layer.get_base_layer()
+                _put_at(part, name, nn.Linear(shape.in_features, shape.out_features, bias=shape.bias is not None))
+        put_in(part, copy.copy(self._config))
+        given = {f"{name}.{key}": value for name, own in self._of_layer.items() for key, value in own.items()}
+        own, names = tensors_of(part), held_names(part)
+        lost = [name for name in names if name not in given]
+        foreign = [name for name in given if name not in own]
+        if lost or foreign:
+            raise CheckpointError(f"the checkpoint's adapter is another one; keys: {shortened([*foreign, *lost])}")
+        real = {id(own[name]): given[name] for name in names}
+        for name, tensor in own.items():
+            if id(tensor) in real:
+                holder, _, last = name.rpartition(".")
+                _set(part.get_submodule(holder), last, real[id(tensor)])
+        return part
+
+
+def _put_at(module: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer at a dotted name below a module: peft's patterns are over full names."""
+    *parents, last = name.split(".")
+    for each in parents:
+        if not hasattr(module, each):
+            module.add_module(each, nn.Module())
+        module = module.get_submodule(each)
+    module.add_module(last, layer)
+
+
+def _set(holder: nn.Module, name: str, value: Tensor) -> None:
+    if name in holder._parameters:
+        holder._parameters[name] = nn.Parameter(value, requires_grad=False)
+    else:
+        holder._buffers[name] = value
 
 
 def _difference(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> float:

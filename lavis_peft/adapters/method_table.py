@@ -1,16 +1,16 @@
 """The peft methods an adapter may use, and what their numbers must be.
 
-Adding a method is one entry in `METHODS`: peft's name for it, the checks of its own keys, and the keys of its config
-class that can't work here, with the reason.
+Adding a method is one entry in the table of its family: peft's name for it, the checks of its own keys, the keys of its
+config class that can't work here, with the reason, and what is special about its tensors. See `method.Method`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-
+from lavis_peft.adapters.method import REFUSED, Method
+from lavis_peft.adapters.method_table_low_rank import LOW_RANK
+from lavis_peft.adapters.method_table_orthogonal import ORTHOGONAL
+from lavis_peft.adapters.method_table_shared import SHARED
+from lavis_peft.adapters.method_table_sparse import SPARSE
 from lavis_peft.adapters.schedule import problems_of_ranks_and_phases
-from lavis_peft.adapters.sublayers import feed_forward_outputs
 from lavis_peft.adapters.values import (
-    Check,
     between_0_and_1,
     flag,
     layer_numbers,
@@ -21,55 +21,10 @@ from lavis_peft.adapters.values import (
     positive_number,
     probability,
     steps_or_fraction,
-    whole_number,
 )
 
-
-@dataclass(frozen=True)
-class Method:
-    """What the plugin knows of one peft type.
-
-    Args:
-        peft_type: peft's own name.
-        checks: Key of peft's config class -> check of its value. Keys without a check go to peft as they are.
-        refused: Key of peft's config class -> why it can't be set here.
-        replaced: Key of peft's config class -> what peft is given in place of the user's value, where the plugin does
-            the key's work itself.
-        together: A check of several keys at once; takes the options completed with peft's defaults and the part's full
-            key, returns one sentence for each problem.
-        derived: Key of peft's config class -> its value, from the names of the adapted layers.
-    """
-
-    peft_type: str
-    checks: Mapping[str, Check]
-    refused: Mapping[str, str]
-    replaced: Mapping[str, object] = field(default_factory=dict)
-    together: Callable[[Mapping[str, object], str], list[str]] | None = None
-    derived: Mapping[str, Callable[[Sequence[str]], object]] = field(default_factory=dict)
-
-
-_OWN = "the plugin sets it itself"
 _QUANTIZED = "it is for quantized layers, which the plugin doesn't load"
 _NEEDS_DATA = "its start depends on training data and isn't reproduced when a checkpoint is loaded"
-_LAYOUT = "it would change the model's own layers or their names, and LAVIS's checkpoints would no longer fit"
-
-# Set by the plugin for every method.
-_REFUSED = {
-    "auto_mapping": _OWN,
-    "base_model_name_or_path": _OWN,
-    "inference_mode": _OWN,
-    "peft_version": _OWN,
-    "revision": _OWN,
-    "task_type": _OWN,
-    "layer_replication": _LAYOUT,
-    "layers_pattern": "the plugin knows where its models' layers are; `layers_to_transform` alone is enough",
-    "modules_to_save": _LAYOUT + "; `full` trains a whole part, `train` the modules around it",
-    "trainable_token_indices": _LAYOUT,
-    "target_parameters": "only linear layers are adapted",
-    "megatron_config": "the plugin's models have no Megatron layers",
-    "megatron_core": "the plugin's models have no Megatron layers",
-    "ensure_weight_tying": "no tied layer is adapted",
-}
 
 LORA = Method(
     peft_type="LORA",
@@ -88,7 +43,7 @@ LORA = Method(
         "init_lora_weights": one_of(True, False, "gaussian", "pissa", "olora", "orthogonal"),
     },
     refused={
-        **_REFUSED,
+        **REFUSED,
         "loftq_config": _QUANTIZED,
         "use_qalora": _QUANTIZED,
         "qalora_group_size": _QUANTIZED,
@@ -140,68 +95,33 @@ ADALORA = Method(
     together=problems_of_ranks_and_phases,
 )
 
-_CONVOLUTION = "only linear layers are adapted"
-_OTHER_LAYERS = "it is for layers of another kind than nn.Linear"
-_LYCORIS: dict[str, Check] = {
-    "r": positive_int,
-    "alpha": positive_number,
-    "rank_dropout": probability,
-    "module_dropout": probability,
-    "layers_to_transform": layer_numbers,
-    "rank_pattern": pattern_of(positive_int),
-    "alpha_pattern": pattern_of(positive_number),
-    "init_weights": flag,
+METHODS: dict[str, Method] = {
+    method.peft_type: method for method in (LORA, ADALORA, *LOW_RANK, *ORTHOGONAL, *SPARSE, *SHARED)
 }
-_BIAS = one_of("none", "all")
 
-# Methods whose layers depend on nothing but their own weights and settings: each is merged by itself. Those that share
-# matrices between layers (VeRA, RandLoRA, VB-LoRA) would need another way.
-_OTHERS = (
-    Method("LOHA", _LYCORIS, {**_REFUSED, "use_effective_conv2d": _CONVOLUTION}),
-    Method(
-        "LOKR",
-        {
-            **_LYCORIS,
-            "decompose_both": flag,
-            "rank_dropout_scale": flag,
-            "init_weights": one_of(True, False, "lycoris"),
-        },
-        {**_REFUSED, "use_effective_conv2d": _CONVOLUTION},
-    ),
-    Method(
-        "IA3",
-        {"layers_to_transform": layer_numbers, "init_ia3_weights": flag},
-        {**_REFUSED, "feedforward_modules": _OWN, "fan_in_fan_out": _OTHER_LAYERS},
-        derived={"feedforward_modules": feed_forward_outputs},
-    ),
-    Method(
-        "OFT",
-        {
-            "oft_block_size": whole_number,
-            "r": whole_number,
-            "module_dropout": probability,
-            "coft": flag,
-            "block_share": flag,
-            "layers_to_transform": layer_numbers,
-            "bias": _BIAS,
-        },
-        {**_REFUSED, "fan_in_fan_out": _OTHER_LAYERS},
-    ),
-    Method(
-        "HRA",
-        {"r": positive_int, "apply_GS": flag, "layers_to_transform": layer_numbers, "bias": _BIAS},
-        _REFUSED,
-    ),
-    Method(
-        "HIRA",
-        {
-            "r": positive_int,
-            "hira_dropout": probability,
-            "layers_to_transform": layer_numbers,
-            "rank_pattern": pattern_of(positive_int),
-        },
-        {**_REFUSED, "fan_in_fan_out": _OTHER_LAYERS},
-    ),
-)
+_PROMPT = "it works through the prompt or the attention's memory and adapts no linear layers"
 
-METHODS: dict[str, Method] = {method.peft_type: method for method in (LORA, ADALORA, *_OTHERS)}
+#: peft's other types -> why they can't be used here.
+UNSUPPORTED = {
+    "ADAMSS": (
+        "the number and the shapes of its weights come from a clustering of the base weights, so a checkpoint can be "
+        "neither checked nor merged layer by layer"
+    ),
+    "FROD": (
+        "its basis is computed from all layers of a kind at once, which must be of one shape, and lies outside of the "
+        "model: no checkpoint holds it, and no layer can be merged by itself"
+    ),
+    "LILY": "peft can't merge it",
+    "LN_TUNING": "it trains norms, and adapters go into linear layers here",
+    "POLY": "it needs task numbers, which LAVIS's models don't pass on",
+    "XLORA": "it mixes adapters that were trained before",
+    "TRAINABLE_TOKENS": "it trains rows of an embedding",
+    "ADAPTION_PROMPT": _PROMPT,
+    "CARTRIDGE": _PROMPT,
+    "CPT": _PROMPT,
+    "MULTITASK_PROMPT_TUNING": _PROMPT,
+    "PREFIX_TUNING": _PROMPT,
+    "PROMPT_TUNING": _PROMPT,
+    "P_TUNING": _PROMPT,
+    "SHADOW": "it runs a second model beside the first and can't be merged",
+}

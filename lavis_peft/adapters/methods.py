@@ -1,7 +1,8 @@
 """What the installed peft says of the methods in the table, and peft's own way of putting one into a module."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any
@@ -10,6 +11,8 @@ from lavis_peft.adapters.method_table import METHODS
 
 # Keys that narrow down which of the targets are adapted.
 NARROWING = ("layers_to_transform", "exclude_modules")
+# Keys that give single layers values of their own.
+PATTERNS = ("rank_pattern", "alpha_pattern", "lambda_pattern", "n_frequency_pattern", "block_size_pattern")
 
 
 def known_peft_types() -> tuple[str, ...]:
@@ -70,17 +73,68 @@ def put_in(module: Any, config: Any) -> None:
     """Let peft wrap the target layers of a module, in place.
 
     Args:
-        module: The module.
+        module: The module; layers on the meta device get adapters there.
         config: peft's config; its ``target_modules`` name layers below the module.
     """
+    import torch
+
+    method = METHODS[config.peft_type.value]
+    on_meta = any(parameter.is_meta for parameter in module.parameters())
+    if on_meta and method.computes:
+        with stand_ins(module), torch.device("cpu"):
+            _put_in(module, config)
+    else:
+        with torch.device("meta") if on_meta else nullcontext():
+            _put_in(module, config)
+    for layer in list(module.modules()) if method.held else ():
+        for name in method.held:
+            if hasattr(layer, name):
+                _put_into_state(layer, name)
+
+
+def _put_into_state(layer: Any, name: str) -> None:
+    """Make a layer's tensors, which peft keeps by the adapter's name, part of its state dict."""
+    from peft.tuners._buffer_dict import BufferDict
+
+    device = next(layer.parameters()).device
+    tensors = {adapter: tensor.to(device) for adapter, tensor in getattr(layer, name).items()}
+    setattr(layer, name, BufferDict(tensors, persistent=True))
+
+
+def _put_in(module: Any, config: Any) -> None:
     from peft import inject_adapter_in_model
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-    if config.peft_type.value == "ADALORA":
-        # Up to peft 0.13, inject_adapter_in_model hands every tuner an argument that AdaLoRA's doesn't take.
+    if config.peft_type.value == "ADALORA" or METHODS[config.peft_type.value].shared:
+        # Up to peft 0.13, inject_adapter_in_model hands every tuner an argument that AdaLoRA's doesn't take. It refuses
+        # methods that keep what layers share in the tuner, which it throws away; the layers refer to it too.
         PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](module, config, "default")
     else:
         inject_adapter_in_model(config, module)
+
+
+@contextmanager
+def stand_ins(module: Any) -> Iterator[None]:
+    """While it lasts, linear layers on the meta device have weights that can be computed with and take no memory.
+
+    What was put into them meanwhile is on the meta device afterwards.
+
+    Args:
+        module: A module on the meta device.
+    """
+    import torch
+
+    layers = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+    weights = [layer.weight for layer in layers]
+    for layer, weight in zip(layers, weights, strict=True):
+        zeros = torch.zeros((), dtype=weight.dtype, device="cpu").expand(weight.shape)
+        layer.weight = torch.nn.Parameter(zeros, requires_grad=False)
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.weight = weight.requires_grad_(layer.weight.requires_grad)
+        module.to("meta")
 
 
 def trial_problem(peft_type: str, targets: object, options: Mapping[str, object], where: str) -> list[str]:
@@ -98,7 +152,7 @@ def trial_problem(peft_type: str, targets: object, options: Mapping[str, object]
     import torch
 
     # The patterns name layers of the real model; the choice of layers is checked there.
-    ignored = {"rank_pattern", "alpha_pattern", *NARROWING}
+    ignored = {*PATTERNS, *NARROWING}
     given = {key: value for key, value in options.items() if key not in ignored}
     given |= {key: derive([]) for key, derive in METHODS[peft_type].derived.items()}
     try:
@@ -106,8 +160,9 @@ def trial_problem(peft_type: str, targets: object, options: Mapping[str, object]
             warnings.simplefilter("ignore")
             whole = for_peft(peft_type, options)
             config_class(peft_type)(target_modules=targets if isinstance(targets, str) else ["0"], **whole)
-            toy = torch.nn.Sequential(torch.nn.Linear(16, 16))
-            put_in(toy, config_class(peft_type)(target_modules=["0"], **for_peft(peft_type, given)))
+            own = config_class(peft_type)(target_modules=["0"], **for_peft(peft_type, given))
+            if not METHODS[peft_type].sized:
+                put_in(torch.nn.Sequential(torch.nn.Linear(16, 16)), own)
     except (ValueError, TypeError, ImportError, NotImplementedError, AttributeError) as error:
         return [f"{where}: peft refuses these settings: {error}"]
     return []

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lavis_peft.adapters.methods import METHODS, config_keys, known_peft_types, option_defaults, trial_problem
+from lavis_peft.adapters.method_table import METHODS, UNSUPPORTED
+from lavis_peft.adapters.methods import config_keys, known_peft_types, option_defaults, trial_problem
 from lavis_peft.adapters.sublayers import allowed_words
 from lavis_peft.checks import listing, suggestion
 
@@ -158,8 +159,9 @@ def _peft_type(section: Mapping[Any, Any], where: str) -> tuple[str | None, list
         return None, [f"{where}.peft_type: missing; supported: {supported}"]
     if isinstance(found, str) and found in METHODS:
         return (found, []) if found in known_peft_types() else (None, [f"{where}.peft_type: {_too_new(found)}"])
-    if isinstance(found, str) and found in known_peft_types():
-        return None, [f"{where}.peft_type: {found} is not supported yet; supported: {supported}"]
+    if isinstance(found, str) and (found in UNSUPPORTED or found in known_peft_types()):
+        reason = UNSUPPORTED.get(found, "it is not supported yet")
+        return None, [f"{where}.peft_type: {found} can't be used here: {reason}; supported: {supported}"]
     known = dict.fromkeys([*METHODS, *known_peft_types()])
     hint = suggestion(str(found).upper(), known)
     meant = next((name for name in METHODS if f"'{name}'" in hint), None)

@@ -46,6 +46,26 @@ def probability(value: object) -> str | None:
     return None if 0 <= _number(value) < 1 else "a number from 0 up to, but not including, 1"
 
 
+def share(value: object) -> str | None:
+    """Passes numbers from 0 to 1, both included."""
+    return None if 0 <= _number(value) <= 1 else "a number from 0 to 1"
+
+
+def text(value: object) -> str | None:
+    """Passes text that isn't empty."""
+    return None if isinstance(value, str) and value else "a name"
+
+
+def either(first: Check, second: Check) -> Check:
+    """Passes what one of two checks passes."""
+
+    def check_either(value: object) -> str | None:
+        wrong = first(value)
+        return f"{wrong}, or {other}" if wrong and (other := second(value)) else None
+
+    return check_either
+
+
 def flag(value: object) -> str | None:
     """Passes true and false."""
     return None if isinstance(value, bool) else "true or false"

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lavis_peft.adapters.held import tensors_of
 from lavis_peft.adapters.merge import adapted_layers
+from lavis_peft.adapters.method_table import METHODS
 from lavis_peft.adapters.spec import AdaptersSpec
 from lavis_peft.adapters.triplets import ADAPTER
 from lavis_peft.checks import listing
@@ -29,6 +31,8 @@ def hindrances(adapters: AdaptersSpec) -> list[str]:
             reasons.append(f"{part}: full changes the base's own weights")
         elif spec.options.get("bias", "none") != "none":
             reasons.append(f"{part}.bias: {spec.options['bias']} changes the base's own biases")
+        elif spec.peft_type and (METHODS[spec.peft_type].shared or METHODS[spec.peft_type].held):
+            reasons.append(f"{part}: {spec.peft_type} has tensors that peft makes for one adapter at a time")
         elif start.startswith(("pissa", "olora")):
             reasons.append(f"{part}.init_lora_weights: {start} takes a part out of the base's own weights")
     return reasons
@@ -72,12 +76,13 @@ def put_beside(module: nn.Module, shape: nn.Module, name: str, state: Mapping[st
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # that there are several is the point
         inject_adapter_in_model(config, module, name)
-    parameters = dict(module.named_parameters())
-    for key, parameter in parameters.items():
+    own = tensors_of(module)
+    for key, parameter in module.named_parameters():
         parameter.requires_grad_(trains.get(key, False))
     for key, tensor in state.items():
-        parameter = parameters[key.replace(f".{ADAPTER}", f".{name}")]
-        parameter.data = tensor.to(parameter.device, torch.float32, copy=True)
+        place = own[key.replace(f".{ADAPTER}", f".{name}")]
+        kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        place.data = tensor.to(place.device, kind, copy=True)
 
 
 def wrapped_name(key: str, shape: nn.Module) -> str:

@@ -14,7 +14,8 @@ from torch import nn
 from lavis_peft import __version__
 from lavis_peft.adapters.checkpoint import atomic_file, model_state, read_checkpoint, save_atomic
 from lavis_peft.adapters.identity import HEADER, header
-from lavis_peft.adapters.imported import CONFIG, PartAdapter, part_state, read_folder, spec_of
+from lavis_peft.adapters.imported import CONFIG, PartAdapter, read_folder, spec_of
+from lavis_peft.adapters.imported_state import part_state
 from lavis_peft.adapters.spec import TRAINABLE_EXTRAS, AdaptersSpec, parse_adapters
 from lavis_peft.checks import first_line, listing
 from lavis_peft.errors import CheckpointError, ConfigError

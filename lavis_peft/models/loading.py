@@ -9,6 +9,7 @@ from torch import nn
 
 from lavis_peft.adapters import checkpoint, identity
 from lavis_peft.adapters.checkpoint import load_base, model_state, read_checkpoint
+from lavis_peft.adapters.held import held_names
 from lavis_peft.adapters.spec import AdaptersSpec
 from lavis_peft.errors import CheckpointError
 from lavis_peft.research import checkpoint as research
@@ -68,7 +69,7 @@ class Checkpointed(Blip2Base):
         Raises:
             CheckpointError: Names the keys that are missing, foreign or of another shape.
         """
-        required = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        required = held_names(self)
         own = super().state_dict()
         required += [key for key in own if key.endswith(checkpoint.EXTRA_STATE)]
         checkpoint.check_keys(required, own, state_dict)

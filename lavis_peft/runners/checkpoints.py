@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lavis_peft import __version__
 from lavis_peft.adapters.checkpoint import EXTRA_STATE, check_keys, check_shapes, model_state, read_checkpoint
+from lavis_peft.adapters.held import held_names
 from lavis_peft.adapters.identity import HEADER, differences, header
 from lavis_peft.checks import first_line
 from lavis_peft.errors import CheckpointError
@@ -51,16 +52,16 @@ class Progress:
 
 
 def trained_state(model: nn.Module) -> dict[str, Any]:
-    """What a checkpoint holds of a model: parameters that train, once each, and modules' own extra state.
+    """What a checkpoint holds of a model: parameters that train and what adapters need, once each, and extra state.
 
     LAVIS drops only frozen *parameters*, so frozen weights that are tied under a second name, and buffers, stay in.
 
     Args:
         model: The model, not wrapped for distribution.
     """
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    held = set(held_names(model))
     state = model.state_dict()
-    return {key: value for key, value in state.items() if key in trainable or key.endswith(EXTRA_STATE)}
+    return {key: value for key, value in state.items() if key in held or key.endswith(EXTRA_STATE)}
 
 
 def identity(model: nn.Module) -> dict[str, Any]:

@@ -16,6 +16,7 @@ compat.apply()
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from lavis_peft.adapters.methods import known_peft_types  # noqa: E402
 from lavis_peft.adapters.schedule import Schedule  # noqa: E402
 from lavis_peft.adapters.spec import AdapterSpec, parse_adapters  # noqa: E402
 from lavis_peft.adapters.sublayers import layer_of, resolve, word_of  # noqa: E402
@@ -94,6 +95,40 @@ def lora() -> Callable[..., AdapterSpec]:
 
     def make(**keys: object) -> AdapterSpec:
         section = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, **keys}
+        if "target_modules" not in section:
+            section.setdefault("sublayers", ["self_attention", "cross_attention", "ffn"])
+        return parse_adapters({"qformer": section}, llm_family="t5").qformer
+
+    return make
+
+
+#: Settings for layers of 16 and 32 numbers, where peft's defaults are for greater ones.
+_SMALL: dict[str, dict[str, object]] = {
+    "ADALORA": {"init_r": 4, "target_r": 2, "lora_alpha": 5},
+    "C3A": {"block_size": 16},
+    "FOURIERFT": {"n_frequency": 40},
+    "GRALORA": {"r": 4},
+    "MISS": {"r": 8},
+    "PSOFT": {"r": 4},
+    "PVERA": {"r": 8},
+    "RANDLORA": {"r": 4},
+    "ROAD": {"group_size": 8},
+    "SHIRA": {"r": 2},
+    "SUPERTUNING": {"sparsity": 0.9},
+    "VBLORA": {"vector_length": 8, "num_vectors": 12},
+    "VERA": {"r": 8},
+    "WAVEFT": {"n_frequency": 40},
+}
+
+
+@pytest.fixture
+def small_spec() -> Callable[..., AdapterSpec]:
+    """Make the spec of any method for a small Q-Former; keywords are its YAML keys. Skips what this peft hasn't."""
+
+    def make(kind: str, **keys: object) -> AdapterSpec:
+        if kind not in known_peft_types():
+            pytest.skip(f"the installed peft has no {kind}")
+        section = {"peft_type": kind, **_SMALL.get(kind, {}), **keys}
         if "target_modules" not in section:
             section.setdefault("sublayers", ["self_attention", "cross_attention", "ffn"])
         return parse_adapters({"qformer": section}, llm_family="t5").qformer

@@ -7,7 +7,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from lavis_peft.adapters import inject as injecting
+from lavis_peft.adapters import wrapping
 from lavis_peft.adapters.inject import apply, inject
 from lavis_peft.adapters.methods import config_keys
 from lavis_peft.adapters.spec import AdapterSpec, parse_adapters
@@ -149,13 +149,13 @@ def test_a_part_is_adapted_once(make_qformer: Make, lora: Lora) -> None:
 
 
 def test_another_set_than_asked_is_an_error(make_qformer: Make, lora: Lora, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = injecting.put_in
+    real = wrapping.put_in
 
     def wrap_more(module: nn.Module, config: PeftConfig) -> None:
         config.target_modules += r"|encoder\.layer\.0\.output\.dense"
         real(module, config)
 
-    monkeypatch.setattr(injecting, "put_in", wrap_more)
+    monkeypatch.setattr(wrapping, "put_in", wrap_more)
     with pytest.raises(RuntimeError, match=r"other layers than asked: \['encoder\.layer\.0\.output\.dense'\]"):
         inject(make_qformer(), "qformer", lora(sublayers=["ffn.query"]), PART)
 

@@ -80,8 +80,8 @@ def test_as_dict_is_plain_and_parses_to_the_same(section: Mapping[str, object]) 
         ({"llm": "lora"}, "model.adapters.llm: found 'lora' (did you mean 'peft_type: LORA' in a mapping?)"),
         ({"llm": {"sublayers": ["ffn"]}}, "model.adapters.llm.peft_type: missing; supported: LORA"),
         (
-            {"llm": {**LORA, "peft_type": "BOFT"}},
-            "model.adapters.llm.peft_type: BOFT is not supported yet; supported: LORA",
+            {"llm": {**LORA, "peft_type": "LN_TUNING"}},
+            "model.adapters.llm.peft_type: LN_TUNING can't be used here: it trains norms, and adapters go into linear",
         ),
         (
             {"llm": {**LORA, "peft_type": "lorra"}},

@@ -25,6 +25,8 @@ def tuned_run(tmp_path: Path) -> Callable[..., tuple[Path, Path, Any]]:
     lavis_peft.register()
     from lavis.common.registry import registry
 
+    from lavis_peft.runners.checkpoints import trained_state
+
     def make(section: dict[str, Any], strong: bool = False, noise: float = 0.2) -> tuple[Path, Path, Any]:
         cls = registry.get_model_class(section["arch"])
         torch.manual_seed(0)
@@ -49,10 +51,7 @@ def tuned_run(tmp_path: Path) -> Callable[..., tuple[Path, Path, Any]]:
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
-        trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-        if model.adalora is not None:
-            trained["adalora._extra_state"] = model.state_dict()["adalora._extra_state"]
-        torch.save({"model": trained}, tmp_path / "checkpoint_best.pth")
+        torch.save({"model": trained_state(model)}, tmp_path / "checkpoint_best.pth")
         config = tmp_path / "run.yaml"
         run = {"runner": "runner_peft", "task": "multiple_choice_vqa"}
         content = {"model": section, "datasets": {"easy_vqa": {"type": "default"}}, "run": run}

@@ -21,6 +21,7 @@ lavis_peft.register()
 import transformers  # noqa: E402  after the plugin mended what is broken on this stack
 from lavis.common.registry import registry  # noqa: E402
 
+from lavis_peft.adapters.method_table import METHODS  # noqa: E402
 from lavis_peft.adapters.methods import known_peft_types  # noqa: E402
 from lavis_peft.cli import main  # noqa: E402
 
@@ -36,6 +37,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "loha": {"peft_type": "LOHA", "r": 2},
     "ia3": {"peft_type": "IA3"},
     "hra": {"peft_type": "HRA", "r": 2},
+    "vera": {"peft_type": "VERA", "r": 8},
+    "psoft": {"peft_type": "PSOFT", "r": 4},
 }
 TEXTS = ["what color is the picture ?", "is there a circle ?", "how many"]
 needs_instructblip = pytest.mark.skipif(
@@ -68,7 +71,8 @@ def test_what_is_exported_and_imported_is_the_same_to_the_bit(
     run("export", *of(config, checkpoint), "--output", tmp_path / "out", "--format", layout)
     names = list(load_file(tmp_path / "out" / "qformer" / "adapter_model.safetensors"))
     theirs = "attention.attention.query" if layout == "peft-hf" else "attention.self.query"
-    assert all(name.startswith("base_model.model.encoder.layer.") for name in names)
+    common = [f"base_model.{name}" for name in METHODS[settings["peft_type"]].shared]
+    assert all(name.startswith(("base_model.model.encoder.layer.", *common)) for name in names)
     assert any(theirs in name for name in names)
     found = run("import", "--cfg-path", config, "--adapter", tmp_path / "out", "--output", tmp_path / "again.pth")
     state, again = (torch.load(path, weights_only=True)["model"] for path in (checkpoint, tmp_path / "again.pth"))

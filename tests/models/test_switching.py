@@ -15,6 +15,7 @@ lavis_peft.register()
 from lavis.common.registry import registry  # noqa: E402  after the plugin made LAVIS importable
 
 from lavis_peft.adapters.merge import adapted_layers  # noqa: E402
+from lavis_peft.adapters.methods import known_peft_types  # noqa: E402
 from lavis_peft.errors import CheckpointError, ConfigError  # noqa: E402
 from lavis_peft.runners.checkpoints import identity, trained_state  # noqa: E402
 
@@ -165,8 +166,19 @@ def test_an_adalora_is_added_as_the_lora_that_it_has_become(world: Any, image: t
     same(scores(model, image), scores(tuned, image))
 
 
-@pytest.mark.parametrize("settings", [{"peft_type": "IA3"}, {"peft_type": "LOHA", "r": 2}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"peft_type": "IA3"},
+        {"peft_type": "LOHA", "r": 2},
+        # With numbers besides what trains, and with whole numbers.
+        {"peft_type": "DELORA", "r": 2},
+        {"peft_type": "SUPERTUNING", "sparsity": 0.9},
+    ],
+)
 def test_other_tuners_are_switched_and_not_mixed(world: Any, image: torch.Tensor, settings: dict[str, Any]) -> None:
+    if settings["peft_type"] not in known_peft_types():
+        pytest.skip(f"the installed peft has no {settings['peft_type']}")
     adapters = {"qformer": {**settings, "sublayers": ["ffn"]}}
     first, path = world("t5", adapters, 1)
     second, more = world("t5", adapters, 2)
@@ -188,6 +200,7 @@ def test_what_can_not_be_shared_or_mixed_is_refused(world: Any, image: torch.Ten
     for adapters, reason in (
         ({"qformer": "full"}, "full changes the base's own weights"),
         ({"qformer": {**LORA, "init_lora_weights": "pissa"}}, "takes a part out of the base"),
+        ({"qformer": {"peft_type": "VERA", "sublayers": ["ffn"]}}, "qformer: VERA has tensors that peft makes for one"),
     ):
         with pytest.raises(ConfigError, match=reason):
             model.add_adapter("x", world("t5", adapters, 5)[1])
