@@ -66,6 +66,10 @@ class CheckpointError(UserError):
     """A checkpoint that can't be read, or that belongs to another model."""
 
 
+class VerificationFailed(RunFailed):
+    """What was written computes something else than what it was made of; it was taken away again."""
+
+
 class MissingExtra(UserError, ImportError):
     """Something optional was used that isn't installed; names the extra that brings it."""
 

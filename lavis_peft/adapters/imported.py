@@ -121,7 +121,7 @@ def _config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error})") from None
     kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind not in METHODS:
+    if not isinstance(kind, str) or kind not in METHODS:
         raise CheckpointError(f"{path}: peft_type {kind!r} isn't supported; supported: {listing(METHODS)}")
     return config
 
@@ -156,7 +156,8 @@ def spec_of(adapter: PartAdapter, module: nn.Module, family: str, where: str) ->
     own, problems = {}, []
     defaults = {item.name: item.default for item in fields(config_class(kind))}
     for key, value in config.items():
-        if key in (*_NOTES, *_NARROWS, *PATTERNS) or value in (None, False, [], {}, "") or value == defaults.get(key):
+        empty = value is None or value is False or value in ([], {}, "")  # 0 isn't: it may be a choice
+        if empty or key in (*_NOTES, *_NARROWS, *PATTERNS) or value == defaults.get(key):
             continue
         if key in METHODS[kind].replaced and value == METHODS[kind].replaced[key]:
             continue

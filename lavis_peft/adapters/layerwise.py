@@ -22,7 +22,7 @@ from lavis_peft.adapters.methods import put_in
 from lavis_peft.adapters.triplets import ADAPTER
 from lavis_peft.adapters.wrapping import wrapped
 from lavis_peft.checks import shortened
-from lavis_peft.errors import CheckpointError
+from lavis_peft.errors import CheckpointError, VerificationFailed
 
 # How far a layer's output may move, in units of its greatest value: float32 sums differ by rounding only, in half
 # precision every weight is rounded.
@@ -73,14 +73,15 @@ class LayerMerger:
             ``{name}.weight``, and ``{name}.bias`` if there is one.
 
         Raises:
-            CheckpointError: The layer can't be merged, a merged weight isn't finite, or it computes something else.
+            CheckpointError: The layer can't be merged, or a merged weight isn't finite.
+            VerificationFailed: Merged, it computes something else.
         """
         layer = self._in_common(name, weight, bias) if self._shares else self._built(name, weight, bias)
         target = dtype or self.held
         plain = {key: cast(value, target, key) for key, value in merged_layer(layer, name).items()}
         moved = _difference(layer.float(), plain[f"{name}.weight"], plain.get(f"{name}.bias"))
         if not moved <= _TOLERANCE[target]:
-            raise CheckpointError(
+            raise VerificationFailed(
                 f"{name}: merged, it computes something else: outputs differ by {moved:.2e} of their size "
                 f"(allowed {_TOLERANCE[target]:.0e}); nothing was written"
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_peft.checks import first_line
-from lavis_peft.errors import CheckpointError, ConfigError
+from lavis_peft.errors import ConfigError, VerificationFailed
 
 #: How far a candidate's score may move. Float32 sums differ by rounding only; in half precision, weights are rounded.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.5, "fp16": 0.1}
@@ -156,7 +156,7 @@ def check_difference(what: str, tuned: Any, written: Any, dtype: str | None = No
         ``difference`` of a candidate's score and its ``tolerance``, ``prefix_difference`` and ``prefix_tolerance``.
 
     Raises:
-        CheckpointError: They are too far apart.
+        VerificationFailed: They are too far apart.
     """
     from lavis_peft.models.merged import compare
 
@@ -164,7 +164,7 @@ def check_difference(what: str, tuned: Any, written: Any, dtype: str | None = No
     allowed = max(TOLERANCE[kind] for kind in (tuned.spec.llm_precision, tuned.spec.vit_precision, own))
     score, prefix = compare(tuned, written)
     if not (score <= allowed and prefix <= PREFIX_TOLERANCE[own]):
-        raise CheckpointError(
+        raise VerificationFailed(
             f"{what} computes something else than the tuned one: scores differ by {score:.2e} (allowed {allowed:.0e}), "
             f"the visual prefix by {prefix:.2e} of its size (allowed {PREFIX_TOLERANCE[own]:.0e}); nothing was written"
         )

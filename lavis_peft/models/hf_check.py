@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavis_peft.errors import CheckpointError
+from lavis_peft.errors import VerificationFailed
 from lavis_peft.models.base import Blip2InstructPeft
 
 _PROMPTS = ("Question: what is in the picture? Short answer:", "yes or no", "what color is it?", "a short description")
@@ -29,7 +29,7 @@ def compare_hf(model: Blip2InstructPeft, folder: Path, dtype: str | None) -> dic
         and ``prefix_tolerance``.
 
     Raises:
-        CheckpointError: They are too far apart, or the tokenizers don't give the same tokens.
+        VerificationFailed: They are too far apart, or the tokenizers don't give the same tokens.
     """
     from transformers import InstructBlipForConditionalGeneration
 
@@ -44,7 +44,7 @@ def compare_hf(model: Blip2InstructPeft, folder: Path, dtype: str | None) -> dic
     allowed = max(_TOLERANCE[kind] for kind in (dtype or "fp32", str(model.spec.llm_precision)))
     least = _TOLERANCE[dtype or "fp32"]
     if not (prefix <= least and logits <= allowed):
-        raise CheckpointError(
+        raise VerificationFailed(
             f"transformers computes something else from the files: the visual prefix differs by {prefix:.2e} of its "
             f"size (allowed {least:.0e}), the logits by {logits:.2e} (allowed {allowed:.0e}); nothing was written"
             + _in_half(dtype)
@@ -75,7 +75,7 @@ def _same_tokens(model: Any, folder: Path) -> dict[str, Any]:
             each(list(_PROMPTS), padding="longest", return_tensors="pt") for each in (tokenizer, ours[name])
         )
         if not torch.equal(words[name].input_ids, expected.input_ids):
-            raise CheckpointError(
+            raise VerificationFailed(
                 f"the written tokenizer ({name}) gives other tokens than LAVIS's: {words[name].input_ids[0].tolist()}, "
                 f"not {expected.input_ids[0].tolist()}; nothing was written"
             )
