@@ -92,7 +92,10 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if not _applies(inputs, weight, bias):
         return F.linear(inputs, weight, bias)
     if torch.is_grad_enabled() and (inputs.requires_grad or weight.requires_grad or _requires(bias)):
-        return _Product.apply(inputs, weight, bias)
+        # As rows: of more dimensions the operator returns a view, and torch lets no one change a Function's view in
+        # place, as AdaLoRA's layers do with their base's output.
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        return _Product.apply(rows, weight, bias).view(*inputs.shape[:-1], len(weight))
     return _product(inputs, weight, bias)
 
 
@@ -114,7 +117,7 @@ def _applies(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 class _Product(torch.autograd.Function):
-    """The product with its three gradients, each only where it is needed."""
+    """The product of rows (R, I) with its three gradients, each only where it is needed."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -126,7 +129,6 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight = ctx.saved_tensors
         needs_inputs, needs_weight, needs_bias = ctx.needs_input_grad
-        rows = gradient.reshape(-1, gradient.shape[-1])  # (R, O)
         of_inputs = _product(gradient, weight.t()) if needs_inputs else None
-        of_weight = _product(rows.t(), inputs.reshape(-1, inputs.shape[-1]).t()) if needs_weight else None
-        return of_inputs, of_weight, rows.sum(dim=0) if needs_bias else None
+        of_weight = _product(gradient.t(), inputs.t()) if needs_weight else None
+        return of_inputs, of_weight, gradient.sum(dim=0) if needs_bias else None

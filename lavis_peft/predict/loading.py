@@ -16,6 +16,7 @@ from lavis_peft.predict.questions import Style
 from lavis_peft.runners.config import check_config, dataset_sections, model_section
 from lavis_peft.runners.config_file import read_run_file
 from lavis_peft.runners.distributed import take_device
+from lavis_peft.runners.precision import FP16, take_precision
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Source:
         processor: From an RGB picture to a tensor.
         generation: The defaults of its `run` section.
         device: Where to run.
+        amp: Mixed precision, as its `run` section says.
+        amp_dtype: What that computes in.
     """
 
     cls: type[Blip2InstructPeft]
@@ -39,6 +42,8 @@ class Source:
     processor: Callable[[Any], Any]
     generation: Generation
     device: str
+    amp: bool
+    amp_dtype: str
 
     def model(self) -> Blip2InstructPeft:
         """The model with its weights, in evaluation mode on its device."""
@@ -46,6 +51,7 @@ class Source:
             model: Any = loaded(self.cls, self.section, self.incoming)
         else:
             model = self.cls.from_config(self.section).eval()
+        take_precision(model, self.amp, self.amp_dtype, self.device)
         return model.to(self.device)
 
 
@@ -92,4 +98,15 @@ def open_source(
     style = Style(builder.spec.prompt, builder.spec.target, builder.text_processors["eval"])
     keys = ("num_beams", "max_len", "min_len")
     generation = Generation(**{key: config.run[key] for key in keys if config.run.get(key)})
-    return Source(cls, section, incoming, style, builder.vis_processors["eval"], generation, take_device(device))
+    run = config.run
+    return Source(
+        cls,
+        section,
+        incoming,
+        style,
+        builder.vis_processors["eval"],
+        generation,
+        take_device(device),
+        bool(run.get("amp", False)),
+        str(run.get("amp_dtype", FP16)),
+    )
