@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lavis_peft.cores import available_cores
 from lavis_peft.demo_picture import draw_examples
 from lavis_peft.errors import UserError
 from lavis_peft.paths import projects_dir
@@ -56,7 +57,7 @@ class Demo:
         """
         started = time.monotonic()
         # Two lanes of about the same length keep two cores busy; with tensors this small, threads can't.
-        with ThreadPoolExecutor(max_workers=2 if _cores() > 1 else 1) as pool:
+        with ThreadPoolExecutor(max_workers=2 if available_cores() > 1 else 1) as pool:
             lanes = [pool.submit(self._tuned_lane), pool.submit(self._control_lane)]
             try:
                 wait(lanes, return_when=FIRST_EXCEPTION)
@@ -124,7 +125,7 @@ class Demo:
             raise UserError("the demo was stopped")
         log = self.folder / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)
-        threads = str(max(1, _cores() // 2))
+        threads = str(max(1, available_cores() // 2))
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": threads,
@@ -144,10 +145,6 @@ class Demo:
         if code:
             last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
             raise UserError(f"`lavis-peft {arguments[0]}` ended with exit code {code}: {last[0]} (see {log})")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_figures(runs: dict[str, Path]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from lavis_peft.models.machine import machine_problems, save_memory
 from lavis_peft.models.parts import Parts
 from lavis_peft.models.qformer import build_qformer, check_qformer, load_qformer_tokenizer
 from lavis_peft.models.spec import ModelSpec, local_folder, parse_model
+from lavis_peft.models.tokens import TokenCache
 from lavis_peft.models.vision import VisionSpec, build_vision_encoder
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Blip2InstructPeft(Encoding, Answering, Parts, Checkpointed):
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.token_cache = TokenCache()
         self.model_type = model_type
         self.prompt = spec.prompt
         self.max_txt_len = spec.max_txt_len

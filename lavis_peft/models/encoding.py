@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lavis_peft.models.switching import Switching
+from lavis_peft.models.tokens import TokenCache
 
 
 class Encoding(Switching):
@@ -17,17 +18,25 @@ class Encoding(Switching):
 
     #: The Q-Former's tokenizer; None where only shapes are built.
     tokenizer: Any
+    token_cache: TokenCache
     max_txt_len: int
     device: torch.device
     visual_encoder: Any
     Qformer: Any
     llm: nn.Module
 
+    #: What every autocast computes in; None leaves it to LAVIS's choice in each place.
+    _autocast_dtype: torch.dtype | None = None
+
+    def autocast_to(self, dtype: torch.dtype | None) -> None:
+        """Let every autocast of the model compute in one number format, on a CPU too; None: as LAVIS."""
+        self._autocast_dtype = dtype
+
     def maybe_autocast(self, dtype: torch.dtype = torch.float16) -> contextlib.AbstractContextManager:
-        """LAVIS's autocast on a GPU; on a CPU only where weights are held in half precision."""
+        """LAVIS's autocast on a GPU; on a CPU only where weights are held in half precision, or `autocast_to` asks."""
         device = self.device.type
-        if device != "cpu":
-            return torch.autocast(device, dtype=dtype)
+        if device != "cpu" or self._autocast_dtype is not None:
+            return torch.autocast(device, dtype=self._autocast_dtype or dtype)
         # By the weights, not by the YAML: LAVIS's load_model_and_preprocess casts a model for a CPU to float32.
         weights = (next(self.llm.parameters()), self.visual_encoder.blocks[0].attn.qkv.weight)
         half = any(weight.dtype in (torch.float16, torch.bfloat16) for weight in weights)
@@ -43,9 +52,7 @@ class Encoding(Switching):
         Returns:
             Embeddings (B, T·Q, D) and their attention mask (B, T·Q).
         """
-        tokens = self.tokenizer(
-            texts, padding="longest", truncation=True, max_length=self.max_txt_len, return_tensors="pt"
-        ).to(image.device)
+        tokens = self.token_cache(self.tokenizer, texts, self.max_txt_len).to(image.device)
         frames = image.unbind(dim=2) if image.dim() == 5 else [image]
         prefix = torch.cat([self._encode_frame(frame, tokens) for frame in frames], dim=1)
         return prefix, torch.ones(prefix.shape[:2], dtype=torch.long, device=image.device)

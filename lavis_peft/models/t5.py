@@ -60,8 +60,9 @@ class Blip2T5InstructPeft(Blip2InstructPeft):
         """Mean cross-entropy of the targets' tokens."""
         device = prefix.device
         with self.maybe_autocast(dtype=torch.bfloat16):
-            inputs = _tokens(self.t5_tokenizer, samples["text_input"], self.max_txt_len).to(device)
-            outputs = _tokens(self.t5_output_tokenizer, samples["text_output"], self.max_output_txt_len).to(device)
+            inputs = self.token_cache(self.t5_tokenizer, samples["text_input"], self.max_txt_len).to(device)
+            outputs = self.token_cache(self.t5_output_tokenizer, samples["text_output"], self.max_output_txt_len)
+            outputs = outputs.to(device)
             embeds, attention = self._encoder_inputs(prefix, mask, inputs)
             return self.t5_model(
                 inputs_embeds=embeds,
@@ -79,10 +80,10 @@ class Blip2T5InstructPeft(Blip2InstructPeft):
         """
         device = prefix.device
         flat = [text for own in candidates for text in own]
-        tokens = self.t5_tokenizer(flat, padding="longest", return_tensors="pt")
+        tokens = self.token_cache(self.t5_tokenizer, flat)
         rows = Candidates.of(tokens.input_ids, tokens.attention_mask, [len(own) for own in candidates], device)
         with self.maybe_autocast(dtype=torch.bfloat16):
-            inputs = self.t5_tokenizer(texts, padding="longest", return_tensors="pt").to(device)
+            inputs = self.token_cache(self.t5_tokenizer, texts).to(device)
             embeds, attention = self._encoder_inputs(prefix, mask, inputs)
             encoded = self.t5_model.get_encoder()(inputs_embeds=embeds, attention_mask=attention, return_dict=True)[0]
             start = self.t5_model.prepare_decoder_input_ids_from_labels(rows.ids.new_zeros(len(texts), 1))
@@ -112,13 +113,8 @@ class Blip2T5InstructPeft(Blip2InstructPeft):
 
     def language_generate(self, prefix: Tensor, mask: Tensor, texts: list[str], options: dict[str, Any]) -> list[str]:
         """Decode with transformers' ``generate``."""
-        tokens = self.t5_tokenizer(texts, padding="longest", return_tensors="pt").to(prefix.device)
+        tokens = self.token_cache(self.t5_tokenizer, texts).to(prefix.device)
         with self.maybe_autocast(dtype=torch.bfloat16):
             embeds, attention = self._encoder_inputs(prefix, mask, tokens)
             outputs = self.t5_model.generate(inputs_embeds=embeds, attention_mask=attention, **options)
         return self.t5_tokenizer.batch_decode(outputs, skip_special_tokens=True)
-
-
-def _tokens(tokenizer: Any, texts: list[str], most: int) -> Any:
-    """Texts as padded tensors, cut to so many tokens on the tokenizer's own side."""
-    return tokenizer(texts, padding="longest", truncation=True, max_length=most, return_tensors="pt")

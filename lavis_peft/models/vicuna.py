@@ -62,8 +62,7 @@ class Blip2VicunaInstructPeft(Blip2InstructPeft):
     def _tokens(self, texts: list[str], device: torch.device, *, side: str, cut: str, most: int | None) -> Any:
         tokenizer = self.llm_tokenizer
         tokenizer.padding_side, tokenizer.truncation_side = side, cut
-        limit = {"truncation": True, "max_length": most} if most else {}
-        return tokenizer(texts, padding="longest", return_tensors="pt", **limit).to(device)
+        return self.token_cache(tokenizer, texts, most).to(device)
 
     def _joined(self, inputs: Any, outputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Put each answer right behind its instruction, padding last; the answer's own bos is dropped.

@@ -17,6 +17,7 @@ from lavis_peft.predict.questions import Style
 from lavis_peft.runners import values
 from lavis_peft.runners.config import dataset_sections
 from lavis_peft.runners.distributed import take_device
+from lavis_peft.runners.precision import FP16, take_precision
 from lavis_peft.tasks.captioning import CaptioningTask
 from lavis_peft.tasks.generation import answers, captions, check_finite
 from lavis_peft.tasks.options import GenerationOptions, parse_options
@@ -34,6 +35,8 @@ class Source:
         processor: From an RGB picture to a tensor.
         write: Generates answers as its task does.
         device: Where to run.
+        amp: Mixed precision, as its `run` section says.
+        amp_dtype: What that computes in.
     """
 
     cls: type[Blip2InstructPeft]
@@ -43,6 +46,8 @@ class Source:
     processor: Callable[[Any], Any]
     write: Writer
     device: str
+    amp: bool
+    amp_dtype: str
 
     def model(self) -> Blip2InstructPeft:
         """The model with its weights, in evaluation mode on its device.
@@ -56,6 +61,7 @@ class Source:
         else:
             model = self.cls.from_config(self.section).eval()
         check_finite(model)
+        take_precision(model, self.amp, self.amp_dtype, self.device)
         return model.to(self.device)
 
 
@@ -102,7 +108,8 @@ def open_source(
     if not hasattr(builder, "spec"):
         raise ConfigError(f"datasets.{name}: is not a dataset of this plugin, so it has no prompt", where=cfg_path)
     style = Style(builder.spec.prompt, builder.spec.target, builder.text_processors["eval"])
-    return Source(cls, section, incoming, style, builder.vis_processors["eval"], write, device)
+    amp, amp_dtype = bool(config.run.get("amp", False)), str(config.run.get("amp_dtype", FP16))
+    return Source(cls, section, incoming, style, builder.vis_processors["eval"], write, device, amp, amp_dtype)
 
 
 def _writer(config: DictConfig, generation: Mapping[str, int]) -> Writer:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lavis_peft.cores import available_cores
 from lavis_peft.datasets.images import damage, whole_files_only
 
 
@@ -21,7 +22,7 @@ def damaged(source: Path, names: Iterable[str], decode: bool = True) -> dict[str
     every = list(dict.fromkeys(names))
     look = damage if decode else _absent
     # Threads, not processes: Pillow decodes outside Python's lock, and nothing has to be imported anew.
-    pool = ThreadPoolExecutor(_cores())
+    pool = ThreadPoolExecutor(available_cores())
     try:
         with whole_files_only():
             states = pool.map(look, (str(source / name) for name in every))
@@ -33,7 +34,3 @@ def damaged(source: Path, names: Iterable[str], decode: bool = True) -> dict[str
 
 def _absent(path: str) -> str:
     return "" if os.path.isfile(path) else "missing"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

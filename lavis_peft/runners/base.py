@@ -9,6 +9,7 @@ from lavis.runners.runner_base import RunnerBase
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lavis_peft.cores import available_cores
 from lavis_peft.errors import ConfigError
 from lavis_peft.runners import distributed, optim
 from lavis_peft.runners.allocation import Allocation, StepScaler
@@ -16,6 +17,7 @@ from lavis_peft.runners.config import run_spec
 from lavis_peft.runners.folders import CheckpointFolder, make_run_folder
 from lavis_peft.runners.loaders import eval_loader, joined, train_loader
 from lavis_peft.runners.logs import RunLog
+from lavis_peft.runners.precision import mixed_dtype, take_precision
 from lavis_peft.runners.spec import AUTO, RunSpec
 from lavis_peft.runners.whole import newest_run
 from lavis_peft.tasks.splits import check_splits
@@ -52,6 +54,7 @@ class BaseRunnerPeft(RunnerBase):
         self._train_loader: Any = None
         super().__init__(cfg=cfg, task=task, model=model, datasets=datasets, job_id=job_id)
         self.allocation: Allocation | None = None
+        take_precision(model, self.spec.amp, self.spec.amp_dtype, str(self.device))
 
     def setup_output_dir(self) -> None:
         """Make the run's folder under the user's directory, or go on in one, and tell LAVIS where it is."""
@@ -107,9 +110,14 @@ class BaseRunnerPeft(RunnerBase):
         return self._optimizer
 
     @property
+    def mixed_dtype(self) -> torch.dtype | None:
+        """What mixed precision computes in; None where the run has none."""
+        return mixed_dtype(self.spec.amp, self.spec.amp_dtype, str(self.device))
+
+    @property
     def scaler(self) -> Any:
-        """The loss scaler of mixed precision; None without it and on a CPU."""
-        if self.spec.amp and self.cuda_enabled and self._scaler is None:
+        """The loss scaler of float16; None without it, since nothing else needs one."""
+        if self._scaler is None and self.mixed_dtype is torch.float16:
             self._scaler = StepScaler("cuda")
         return self._scaler
 
@@ -156,6 +164,7 @@ class BaseRunnerPeft(RunnerBase):
                 self.spec.seed,
                 self.cuda_enabled,
                 self.spec.on_bad_sample,
+                self.spec.group_by_length,
             )
         return self._train_loader
 
@@ -165,5 +174,5 @@ class BaseRunnerPeft(RunnerBase):
 
     @property
     def _workers(self) -> int:
-        default = 4 if self.cuda_enabled else 0
+        default = min(4, available_cores()) if self.cuda_enabled else 0
         return default if self.spec.num_workers is None else self.spec.num_workers

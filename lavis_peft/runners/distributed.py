@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lavis_peft.checks import first_line
 from lavis_peft.errors import ConfigError, RunFailed
 from lavis_peft.runners import peers
+from lavis_peft.runners.precision import check_device
 
 _log = logging.getLogger(__name__)
 
@@ -184,6 +185,7 @@ def init_distributed_mode(args: Any) -> None:
         RunFailed: Not all processes came.
     """
     args.device = take_device(str(args.get("device") or "auto"))
+    check_device(args.get("amp_dtype"), args.device)
     place = _place()
     if place is None:
         args.distributed = False

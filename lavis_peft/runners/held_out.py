@@ -13,6 +13,7 @@ from lavis_peft.errors import ConfigError
 from lavis_peft.runners import distributed
 from lavis_peft.runners.config import RunConfig, run_spec
 from lavis_peft.runners.loaders import eval_loader, joined
+from lavis_peft.runners.precision import take_precision
 from lavis_peft.tasks.splits import check_splits
 
 
@@ -55,6 +56,7 @@ class HeldOut:
         size = self._spec.batch_size_eval or self._spec.batch_size_train or 16
         loader = eval_loader(self._dataset, size, self._spec.num_workers or 0, False, on_gpu)
         model = model.to(self.device).eval()
+        take_precision(model, self._spec.amp, self._spec.amp_dtype, self.device)
         paths = registry.mapping["paths"]
         before = {key: paths[key] for key in ("output_dir", "result_dir") if key in paths}
         # Tasks write predictions into the run's folder; there is no run here.

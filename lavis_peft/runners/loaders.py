@@ -1,16 +1,17 @@
 """Data loaders that need no GPU and whose order and augmentation follow from (seed, rank, epoch, iteration)."""
 
+import multiprocessing
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lavis_peft.datasets.bad_samples import leave_out
 from lavis_peft.errors import ConfigError
 from lavis_peft.runners import distributed
-from lavis_peft.runners.seeding import SeededSamples, seed_everything
+from lavis_peft.runners.order import Window, text_lengths
+from lavis_peft.runners.seeding import PlacedSamples, SeededSamples, seed_everything
 from lavis_peft.runners.signals import ignore_in_worker
 
 
@@ -54,12 +55,8 @@ class EpochLoader:
             seed: ``run.seed``.
             batches: The batches of the pass to give; None for all.
         """
-        self.loader.sampler.set_epoch(number)
-        self.loader.sampler.shown = batches
-        dataset: Any = self.loader.dataset
-        for part in (dataset, *getattr(dataset, "datasets", ())):
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(number, seed=seed)
+        self.loader.sampler.show(number, seed, batches)
+        self.loader.dataset.set_epoch(number, seed)
 
 
 class IterationLoader:
@@ -104,23 +101,12 @@ class IterationLoader:
             at += count
 
 
-class _Window(DistributedSampler[Any]):
-    """A process's shuffled share of the data, or the batches of it that a window shows.
+def _workers_stay() -> bool:
+    """Whether data workers are kept from epoch to epoch.
 
-    Args:
-        batch_size: Samples of a batch.
-        arguments: As DistributedSampler's.
+    A forked one is there in a tenth of a second; one that begins as a new Python imports torch first, for many seconds.
     """
-
-    def __init__(self, batch_size: int, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self._batch_size = batch_size
-        self.shown: range | None = None
-
-    def __iter__(self) -> Iterator[Any]:
-        if self.shown is None:
-            return super().__iter__()
-        return islice(super().__iter__(), self.shown.start * self._batch_size, self.shown.stop * self._batch_size)
+    return multiprocessing.get_start_method() != "fork"
 
 
 def _prefetched(loader: DataLoader[Any], on_gpu: bool) -> Any:
@@ -138,6 +124,7 @@ def train_loader(
     seed: int,
     on_gpu: bool,
     on_bad_sample: str = "error",
+    group_by_length: bool = False,
 ) -> EpochLoader:
     """A shuffled loader over this process's share; an incomplete last batch is dropped, as LAVIS does.
 
@@ -148,21 +135,22 @@ def train_loader(
         seed: ``run.seed``.
         on_gpu: Pin memory and prefetch.
         on_bad_sample: What becomes of a sample that can't be read: error, or skip.
+        group_by_length: Batches of samples whose texts are about as long.
 
     Raises:
-        ConfigError: A streaming dataset, fewer samples than one batch, or a dataset that can't skip.
+        ConfigError: A streaming dataset, fewer samples than one batch, or a dataset that can't skip or be grouped.
     """
     if isinstance(dataset, (tuple, IterableDataset)):
         raise ConfigError("the training set is a stream (WebDataset), which has no epochs; use run.runner: runner_iter")
-    sampler = _Window(
-        batch_size, dataset, num_replicas=distributed.world_size(), rank=distributed.rank(), shuffle=True, seed=seed
-    )
+    share = {"num_replicas": distributed.world_size(), "rank": distributed.rank()}
+    lengths = text_lengths(dataset) if group_by_length else None
+    sampler = Window(batch_size, lengths, dataset, seed, **share)
     if len(sampler) < batch_size:
         raise ConfigError(
             f"run.batch_size_train is {batch_size}, but the training set has only {len(sampler)} samples per process"
         )
     loader = DataLoader(
-        SeededSamples.of(dataset),
+        PlacedSamples(SeededSamples.of(dataset)),
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
@@ -171,6 +159,7 @@ def train_loader(
         drop_last=True,
         generator=torch.Generator(),
         worker_init_fn=ignore_in_worker,
+        persistent_workers=num_workers > 0 and _workers_stay(),
     )
     return EpochLoader(loader, on_gpu)
 
@@ -199,6 +188,7 @@ def eval_loader(dataset: Dataset[Any], batch_size: int, num_workers: int, shared
         collate_fn=getattr(dataset, "collater", None),
         pin_memory=on_gpu,
         worker_init_fn=ignore_in_worker,
+        persistent_workers=num_workers > 0 and _workers_stay(),
     )
     return _prefetched(loader, on_gpu)
 

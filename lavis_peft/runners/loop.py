@@ -19,6 +19,7 @@ from lavis_peft.datasets.bad_samples import BadSamples
 from lavis_peft.errors import DataError
 from lavis_peft.runners import distributed
 from lavis_peft.runners.bad_steps import BadSteps
+from lavis_peft.runners.precision import mixed_dtype
 from lavis_peft.runners.progress import EpochSums, progress_bar
 from lavis_peft.runners.seeding import seed_everything
 from lavis_peft.runners.signals import Stopped, StopSignals
@@ -39,7 +40,7 @@ class TrainingLoop:
         model: The model as training calls it, wrapped where several processes train it.
         loader: Gives an epoch's batches from any iteration on.
         optimizer: Steps after every `accum_grad_iters` iterations.
-        scaler: The loss scaler of mixed precision, or None.
+        scaler: The loss scaler of float16, or None.
         schedule: A learning-rate schedule; steps before every iteration.
         signals: Ends the run between two optimizer steps.
         save: Saves the run within an epoch.
@@ -75,6 +76,7 @@ class TrainingLoop:
         self._scalars = scalars
         self._left_out = left_out
         self._device = next(model.parameters()).device
+        self._mixed = mixed_dtype(spec.amp, spec.amp_dtype, self._device.type)
         self._bad_samples = BadSamples()
         self._bad_steps = bad_steps
         self._has_gradient = False
@@ -133,7 +135,7 @@ class TrainingLoop:
 
         def forward(model: nn.Module) -> dict[str, Any]:
             seed_everything(self._spec.seed, epoch, iteration)
-            with torch.autocast(self._device.type, dtype=torch.float16, enabled=self._mixes_precision):
+            with torch.autocast(self._device.type, dtype=self._mixed, enabled=self._mixed is not None):
                 return _losses(self._task.train_step(model=model, samples=samples))
 
         found = forward(self._model)
@@ -144,10 +146,6 @@ class TrainingLoop:
         sums.add(losses)
         self._bad_steps.see(losses["loss"], samples, forward)
         self._show(epoch, iteration, losses)
-
-    @property
-    def _mixes_precision(self) -> bool:
-        return self._scaler is not None and self._device.type == "cuda"
 
     def _usable(self, batch: Any, sums: EpochSums) -> dict[str, Any] | None:
         """The samples of a batch; None, on all processes, where one of them has none."""

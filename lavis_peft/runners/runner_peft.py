@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from lavis.common.utils import now
 
 from lavis_peft.errors import ConfigError, RunStopped
@@ -126,6 +127,8 @@ class RunnerPeft(ScoringRunner):
         problems = self.spec.training_problems()
         if not any(parameter.requires_grad for parameter in self.plain_model.parameters()):
             problems.append("model: nothing in it trains")
+        if self.mixed_dtype is torch.bfloat16 and (foreign := foreign_loop(self)):
+            problems.append(f"run.amp_dtype: bf16, but {foreign} trains with a loop of its own, which knows fp16 only")
         if problems:
             raise ConfigError(problems)
         check_splits({"train_splits": self.spec.train_splits}, self.datasets)
@@ -134,8 +137,10 @@ class RunnerPeft(ScoringRunner):
                 f"run.accum_grad_iters: a step takes {self.spec.accum_grad_iters} iterations and an epoch has "
                 f"{len(self.train_loader)}, so nothing would be trained"
             )
-        if self.spec.amp and not self.cuda_enabled:
-            _log.warning("run.amp: mixed precision needs a GPU; training in full precision")
+        if self.spec.amp and self.mixed_dtype is None:
+            _log.warning(
+                "run.amp: float16 needs a GPU; training in full precision (run.amp_dtype=bf16 mixes on a CPU too)"
+            )
 
     @property
     def optimizer_steps(self) -> int:

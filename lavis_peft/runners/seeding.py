@@ -36,6 +36,35 @@ def seed_everything(seed: int, epoch: int, iteration: int | None = None) -> int:
     return derived
 
 
+class PlacedSamples(Dataset[Any]):
+    """A dataset that is asked by epoch, seed and index, so that a data worker from an earlier epoch draws right, too.
+
+    Args:
+        dataset: A map-style dataset; what of it has `set_epoch` is told, itself or the parts it is joined of.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self._told: tuple[int, int] | None = None
+
+    def set_epoch(self, epoch: int, seed: int) -> None:
+        """Choose the epoch whose draws follow, in this process."""
+        if self._told == (epoch, seed):
+            return
+        for part in (self.dataset, *getattr(self.dataset, "datasets", ())):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch, seed=seed)
+        self._told = epoch, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: tuple[int, int, int]) -> Any:
+        epoch, seed, index = place
+        self.set_epoch(epoch, seed)
+        return self.dataset[index]
+
+
 class SeededSamples(Dataset[Any]):
     """A dataset that knows nothing of epochs, each of whose samples draws from (seed, epoch, index) alone.
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from lavis_peft.checks import listing, suggestion
 from lavis_peft.errors import ConfigError
 from lavis_peft.runners.foreign_keys import EPOCH_KEYS, ITERATION_KEYS, PROCESS_KEYS, REFUSED_KEYS, TASK_KEYS
+from lavis_peft.runners.precision import BF16, FP16
 from lavis_peft.runners.values import (
     choice,
     device,
@@ -67,10 +68,20 @@ class RunSpec:
         positive,
         "at least 1",
     )
+    group_by_length: bool = key(False, "training batches of samples whose texts are about as long", switch)
     accum_grad_iters: int = key(1, "iterations per optimizer step", integer, positive, "at least 1")
-    amp: bool = key(False, "mixed precision with loss scaling (GPU only)", switch)
+    amp: bool = key(False, "mixed precision; on a CPU with amp_dtype: bf16 only", switch)
+    amp_dtype: str = key(
+        FP16,
+        "what mixed precision computes in: fp16, with loss scaling, as LAVIS; or bf16, without",
+        choice(FP16, BF16),
+    )
     num_workers: int | None = key(
-        None, "data-loading processes; default: 4, on a CPU 0", integer, not_negative, "at least 0"
+        None,
+        "data-loading processes; default: 4, or one per core if there are fewer; on a CPU 0",
+        integer,
+        not_negative,
+        "at least 0",
     )
     seed: int = key(42, "seed of weights, order and augmentation", integer, not_negative, "at least 0")
     device: str = key("auto", "auto, cpu, cuda or cuda:N; auto takes a GPU where there is one", device)

@@ -201,6 +201,7 @@ def test_a_folder_that_is_no_adapter_of_this_model_is_refused(
         return result.output
 
     assert "peft_type 'PREFIX_TUNING'" in refused(lambda own, _: own.update(peft_type="PREFIX_TUNING"))
+    assert "peft_type [" in refused(lambda own, _: own.update(peft_type=["LORA"]))
     assert "modules_to_save" in refused(lambda own, _: own.update(modules_to_save=["lm_head"]))
     assert "no place" in refused(
         lambda _, t: t.update({"base_model.model.vision_model.x.lora_A.weight": torch.ones(1)})

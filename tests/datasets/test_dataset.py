@@ -1,3 +1,4 @@
+import pickle
 import random
 from dataclasses import replace
 
@@ -161,3 +162,22 @@ def test_a_truncated_picture_names_its_record_without_a_traceback(pictures, work
     text = str(error.value)
     assert text.startswith(str(path)) and text.endswith("named by t.json: record 1 (question_id '1')")
     assert "Traceback" not in text
+
+
+def test_lengths_are_those_of_the_texts_and_need_no_picture(pictures):
+    records = [record(pictures / "a.png", 4, answers=("x", "longer"), choices=("x", "longer"))]
+    records.append(record(pictures / "gone.png", 5))
+    dataset = make(records, target="({letter}) {answer}", train=True)
+    first = dataset[0]
+    assert dataset.text_lengths() == [
+        len(first["text_input"]) + len("(b) longer"),
+        len("Q: q5? (a) x (b) y or x, y") + len("(b) y"),
+    ]
+
+
+def test_a_dataset_can_be_sent_to_a_new_process(pictures):
+    dataset = make([record(pictures / "a.png", 4)], vis_processor=noisy, train=True)
+    dataset.set_epoch(3, seed=7)
+    sent = pickle.loads(pickle.dumps((dataset, dataset.collater)))
+    assert torch.equal(sent[0][0]["image"], dataset[0]["image"])
+    assert sent[1]([sent[0][0]])["text_input"] == ["Q: q4? (a) x (b) y or x, y"]

@@ -1,5 +1,6 @@
 """The loaders: what each process and epoch sees. Needs no LAVIS on a CPU."""
 
+import os
 import random
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from lavis_peft.errors import ConfigError
-from lavis_peft.runners import distributed
+from lavis_peft.runners import distributed, loaders
 from lavis_peft.runners.loaders import eval_loader, train_loader
 from lavis_peft.runners.seeding import seed_everything
 
@@ -112,3 +113,46 @@ def test_ranks_draw_differently_in_the_same_epoch(monkeypatch: pytest.MonkeyPatc
         draws.append((random.random(), np.random.rand(), float(torch.rand(()))))
     assert draws[0] == draws[2]
     assert not set(draws[0]) & set(draws[1])
+
+
+def test_workers_that_stay_draw_by_the_epoch_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where new processes aren't forked; a worker then has a dataset of an epoch long past."""
+
+    class Placed(Numbers):
+        def __getitem__(self, index: int) -> Any:
+            return index, self.epochs[-1], torch.utils.data.get_worker_info() and os.getpid()
+
+    expected = train_loader(Placed(12), 2, 0, seed=1, on_gpu=False)
+    monkeypatch.setattr(loaders, "_workers_stay", lambda: True)
+    staying = train_loader(Placed(12), 2, 2, seed=1, on_gpu=False)
+    processes = set()
+    for epoch in (0, 1, 3):
+        found = epoch_of(staying, epoch)
+        assert [sample[:2] for sample in found] == [sample[:2] for sample in epoch_of(expected, epoch)]
+        assert {place for _, place, _ in found} == {(epoch, 1)}
+        processes |= {process for *_, process in found}
+    assert len(processes) == 2
+    staying.set_epoch(1, 1, first=4)  # a pass that was left in its middle, and one that begins there
+    next(iter(staying))
+    staying.set_epoch(2, 1, first=4)
+    expected.set_epoch(2, 1, first=4)
+    assert [[sample[:2] for sample in batch] for batch in staying] == [
+        [sample[:2] for sample in batch] for batch in expected
+    ]
+
+
+@pytest.mark.parametrize(("method", "stay"), [("fork", False), ("spawn", True), ("forkserver", True)])
+def test_workers_stay_where_each_would_begin_as_a_new_python(
+    method: str, stay: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaders.multiprocessing, "get_start_method", lambda: method)
+    made = [train_loader(Numbers(4), 2, 1, seed=1, on_gpu=False).loader, eval_loader(Numbers(4), 2, 1, True, False)]
+    assert [loader.persistent_workers for loader in made] == [stay, stay]
+    assert not train_loader(Numbers(4), 2, 0, seed=1, on_gpu=False).loader.persistent_workers
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_memory_is_pinned_for_a_gpu_only(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "_prefetched", lambda loader, _: loader)
+    made = [train_loader(Numbers(4), 2, 0, 1, on_gpu).loader, eval_loader(Numbers(4), 2, 0, True, on_gpu)]
+    assert [loader.pin_memory for loader in made] == [on_gpu, on_gpu]

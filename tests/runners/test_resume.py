@@ -72,6 +72,9 @@ class Noisy(Dataset[Any]):
     def collater(self, samples: list[Any]) -> Any:
         return default_collate(samples)
 
+    def text_lengths(self) -> list[int]:
+        return [index * 7 % 5 for index in range(self.size)]
+
 
 class Small(BaseModel):
     """Frozen weights, dropout, and a layer that trains."""
@@ -186,6 +189,7 @@ RUNS: list[tuple[str, int, dict[str, Any]]] = [
     ("early", 5, {"early_stopping": 1, "max_epoch": 6, "seed": 3}),
     ("rarely", 5, {"val_freq": 2, "save_every_steps": None, "keep_checkpoints": 3, "save_freq": 2}),
     ("unvalidated", 4, {"valid_splits": None, "save_last": False}),
+    ("grouped", 5, {"group_by_length": True}),
     ("iterations", 5, {"runner": "runner_peft_iter", "max_epoch": None, "max_iters": 16, "iters_per_inner_epoch": 8}),
 ]
 
