@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _on = True
@@ -92,7 +93,9 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if not _applies(inputs, weight, bias):
         return F.linear(inputs, weight, bias)
     if torch.is_grad_enabled() and (inputs.requires_grad or weight.requires_grad or _requires(bias)):
-        return _Product.apply(inputs, weight, bias)
+        # Rows in, rows out: shaped within the function, the result would be a view that AdaLoRA can't add to in place.
+        rows = _Product.apply(inputs.reshape(-1, inputs.shape[-1]), weight, bias)
+        return rows.view(*inputs.shape[:-1], weight.shape[0])
     return _product(inputs, weight, bias)
 
 
@@ -114,7 +117,7 @@ def _applies(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 class _Product(torch.autograd.Function):
-    """The product with its three gradients, each only where it is needed."""
+    """The product of rows (R, I) with its three gradients, each only where it is needed."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -123,10 +126,10 @@ class _Product(torch.autograd.Function):
         return _product(inputs, weight, bias)
 
     @staticmethod
+    @once_differentiable  # oneDNN's operator has no derivative of its own; asked for a second one, torch says so
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, weight = ctx.saved_tensors
+        inputs, weight = ctx.saved_tensors  # (R, I) and (O, I)
         needs_inputs, needs_weight, needs_bias = ctx.needs_input_grad
-        rows = gradient.reshape(-1, gradient.shape[-1])  # (R, O)
         of_inputs = _product(gradient, weight.t()) if needs_inputs else None
-        of_weight = _product(rows.t(), inputs.reshape(-1, inputs.shape[-1]).t()) if needs_weight else None
-        return of_inputs, of_weight, rows.sum(dim=0) if needs_bias else None
+        of_weight = _product(gradient.t(), inputs.t()) if needs_weight else None
+        return of_inputs, of_weight, gradient.sum(dim=0) if needs_bias else None
