@@ -18,6 +18,7 @@ from lavis_peft.adapters.download import is_address, local_file
 from lavis_peft.adapters.files import atomic_file as atomic_file
 from lavis_peft.adapters.files import save_atomic as save_atomic
 from lavis_peft.adapters.files import save_tensors as save_tensors
+from lavis_peft.adapters.placing import taken_over
 from lavis_peft.checks import first_line, shortened
 from lavis_peft.errors import CheckpointError
 
@@ -156,10 +157,12 @@ def load_base(
     read = {key: value for key, value in state.items() if key in own or not may_have(key)}
     check_keys([key for key in own if not may_lack(key)], own, read, source)
     check_shapes(read, own, source)
-    # Put in place and not copied: a module on the meta device, whose weights were never allocated, takes these.
-    read = {key: value.to(own[key].dtype) for key, value in read.items()}
+    # A module on the meta device, whose weights were never allocated, takes these; any other keeps its parameters where
+    # they are, on its device, and as an optimizer may know them.
+    assign = any(own[key].is_meta for key in read)
+    read = taken_over(read, own) if assign else read
     # Called past the module's own override, which may ask for the parameters that train.
-    nn.Module.load_state_dict(module, read, strict=False, assign=True)
+    nn.Module.load_state_dict(module, read, strict=False, assign=assign)
 
 
 def _matcher(keys: Callable[[str], bool] | Iterable[str]) -> Callable[[str], bool]:

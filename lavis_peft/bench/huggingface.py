@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lavis_peft.bench.contender import GENERATION, optimizer_of, step
+from lavis_peft.bench.contender import GENERATION, mixed_precision, optimizer_of, step
 from lavis_peft.bench.work import Work
+from lavis_peft.models.language import PRECISIONS, untied
 from lavis_peft.models.shapes import QFORMER
 
 #: The Q-Former's linear layers that `sublayers: [self_attention, cross_attention, ffn]` names, by transformers' names.
@@ -17,7 +18,6 @@ _TARGETS = (
     r"(intermediate|intermediate_query|output|output_query)\.dense)"
 )
 _TRAINED = ("query_tokens", "language_projection", "post_layernorm")
-_PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _IGNORE = -100
 
 
@@ -40,27 +40,32 @@ class HuggingFace:
 
     Args:
         section: The same `model` section that the plugin is given.
-        tokenizers: The Q-Former's and the language model's, from the plugin's model.
+        ours: The plugin's model, for its tokenizers and for how it counts an answer's length.
         device: Where it runs.
     """
 
-    def __init__(self, section: dict[str, Any], tokenizers: tuple[Any, Any], device: str) -> None:
+    def __init__(self, section: dict[str, Any], ours: Any, device: str) -> None:
         import transformers
         from peft import LoraConfig, get_peft_model
 
-        self.bert, self.text = tokenizers
         self.t5 = "t5_model" in section
+        self.bert, self.text = ours.tokenizer, ours.t5_tokenizer if self.t5 else ours.llm_tokenizer
+        lengths = ours.length_options(GENERATION["max_length"], GENERATION["min_length"])
+        self.options = {key: value for key, value in GENERATION.items() if key not in ("max_length", "min_length")}
+        self.options |= lengths
         # The picture's placeholders are a word that no text has.
         self.image_token = len(self.text)
         self.queries = section["num_query_token"]
         torch.manual_seed(0)
         before = torch.get_default_dtype()
-        torch.set_default_dtype(_PRECISIONS[section["llm_precision"]])
+        torch.set_default_dtype(PRECISIONS[section["llm_precision"]])
         try:
             with torch.device(device):
                 model = transformers.InstructBlipForConditionalGeneration(self._config(section))
         finally:
             torch.set_default_dtype(before)
+        if self.t5:
+            untied(model.language_model)
         adapter = section["adapters"]["qformer"]
         config = LoraConfig(r=adapter["r"], lora_alpha=adapter["lora_alpha"], target_modules=_TARGETS)
         self.model: nn.Module = get_peft_model(model, config)
@@ -70,8 +75,7 @@ class HuggingFace:
             # As the plugin: half precision for what is frozen in the big parts, float32 for Q-Former and what trains.
             if parameter.requires_grad or ".qformer." in name:
                 parameter.data = parameter.data.float()
-        self.half = section["llm_precision"] != "fp32"
-        self.dtype = _PRECISIONS[section["llm_precision"]]
+        self.mixed = mixed_precision(section, device)
         self.optimizer = optimizer_of(self.model)
 
     def _config(self, section: dict[str, Any]) -> Any:
@@ -130,20 +134,16 @@ class HuggingFace:
         asked = place < self.queries + prompts[:, None]
         return inputs["input_ids"].masked_fill(asked | (inputs["attention_mask"] == 0), _IGNORE)
 
-    def _autocast(self, work: Work) -> Any:
-        return torch.autocast(work.image.device.type, dtype=self.dtype, enabled=self.half)
-
     def train(self, work: Work) -> float:
         """One optimizer step."""
         self.model.train()
-        with self._autocast(work):
+        with self.mixed:
             loss = self.model(**self._inputs(work, answers=True)).loss
         return step(self.model, self.optimizer, loss)
 
     @torch.no_grad()
     def generate(self, work: Work) -> list[str]:
         """The whole batch at once."""
-        options = {"num_beams": GENERATION["num_beams"], "max_new_tokens": GENERATION["max_length"]}
-        with self._autocast(work):
-            ids = self.model.eval().generate(**self._inputs(work, answers=False), **options)
+        with self.mixed:
+            ids = self.model.eval().generate(**self._inputs(work, answers=False), **self.options)
         return self.text.batch_decode(ids, skip_special_tokens=True)

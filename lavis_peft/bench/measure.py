@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lavis_peft.models.linear import linear
+from lavis_peft.models.linear import linear, plain_products
 
 
 def settle(device: str) -> None:
@@ -86,6 +86,13 @@ def peak_memory(action: Callable[[], Any], device: str) -> int:
     return max(levels, default=0)
 
 
+def held_memory(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes that a contender holds between two steps: parameters, buffers and the optimizer's state."""
+    states = (value for state in optimizer.state.values() for value in state.values())
+    tensors = [*model.parameters(), *model.buffers(), *(value for value in states if isinstance(value, torch.Tensor))]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def large_product(device: str, dtype: torch.dtype) -> tuple[Callable[[], Any], int]:
     """A square matrix product large enough to keep the device busy, and its floating-point operations."""
     size = 8192 if torch.device(device).type == "cuda" else 1536
@@ -94,9 +101,15 @@ def large_product(device: str, dtype: torch.dtype) -> tuple[Callable[[], Any], i
 
 
 def operations(action: Callable[[], Any]) -> int:
-    """Floating-point operations of an action's matrix products, as torch counts them."""
+    """Floating-point operations of an action's matrix products, as torch counts them.
+
+    Attention runs as separate products meanwhile: torch doesn't count the CPU's fused form, and for a GPU's it counts
+    what the backward pass computes a second time.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    # Neither does it know oneDNN's products.
+    with plain_products(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         action()
     return counter.get_total_flops()

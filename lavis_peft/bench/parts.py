@@ -37,7 +37,7 @@ def step_parts(ours: Ours, work: Work, load: Callable[[], Any]) -> dict[str, flo
         work: Its batch.
         load: What a data loader does for a batch of as many pictures.
     """
-    model = ours.model.train()
+    model = ours.model
     clock = Clock(str(work.image.device))
     clock.mark()
     load()
@@ -52,7 +52,7 @@ def step_parts(ours: Ours, work: Work, load: Callable[[], Any]) -> dict[str, flo
 
     model.encode_images = encode_images
     try:
-        loss = model(work.samples)["loss"]
+        loss = ours.loss(work)
         clock.mark("LLM")
         loss.backward()
         clock.mark("Q-Former")

@@ -1,7 +1,7 @@
 """The plain way: the research code's procedure, written anew on the same parts.
 
-LoRA as separate products beside the linear layer, attention in plain steps, no reduced precision outside a GPU's
-autocast, and evaluation one question at a time (its configs say ``batch_size_eval: 1``). There a FLAN-T5 encodes a
+LoRA as separate float32 products beside the linear layer (under autocast where the run has it), attention in plain
+steps, and evaluation one question at a time (its configs say ``batch_size_eval: 1``). There a FLAN-T5 encodes a
 question once and its candidates go through the decoder together; a Vicuna reads the question again for each candidate.
 ``Single`` is what a user writes without thinking: each candidate on its own, with picture and question anew.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 
-from lavis_peft.bench.contender import GENERATION, build, optimizer_of, step
+from lavis_peft.bench.contender import GENERATION, build, mixed_precision, optimizer_of, share_frozen, step
 from lavis_peft.bench.work import Work
 
 _IGNORE = -100
@@ -51,16 +51,22 @@ class Plain:
     Args:
         section: The same `model` section that the plugin is given.
         device: Where it runs.
+        ours: Whose frozen weights it shares; None has its own.
     """
 
-    def __init__(self, section: dict[str, Any], device: str) -> None:
+    def __init__(self, section: dict[str, Any], device: str, ours: nn.Module | None = None) -> None:
         self.model = build({**section, "kernels": "plain"}, device)
+        if ours is not None:
+            share_frozen(self.model, ours)
         _replace_adapters(self.model.Qformer.bert)
         self.optimizer = optimizer_of(self.model)
+        self.mixed = mixed_precision(section, device)
 
     def train(self, work: Work) -> float:
         """One optimizer step."""
-        return step(self.model, self.optimizer, self.model.train()(work.samples)["loss"])
+        with self.mixed:
+            loss = self.model.train()(work.samples)["loss"]
+        return step(self.model, self.optimizer, loss)
 
     @torch.no_grad()
     def rank(self, work: Work) -> list[int]:

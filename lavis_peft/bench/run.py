@@ -16,8 +16,8 @@ from lavis_peft.bench import huggingface, measure, parts, sizes, startup, table
 from lavis_peft.bench.contender import Ours
 from lavis_peft.bench.plain import Plain, Single
 from lavis_peft.bench.table import Row
+from lavis_peft.bench.trial import fitting, tried
 from lavis_peft.bench.work import Work
-from lavis_peft.models.linear import plain_products
 
 WHAT = ("train", "rank", "generate", "start-up")
 AGAINST = ("plain", "single", "huggingface")
@@ -90,24 +90,31 @@ def _models(
     section = sizes.model_section(plan.size, plan.llm, plan.precision, folder, plan.device)
     work = sizes.work(plan.size, plan.batch, plan.device)
     contenders = _contenders(plan, section, notes)
-    ours = contenders[_OURS]
     dtype = torch.float32 if plan.precision == "fp32" else _half(plan)
     product = measure.large_product(plan.device, dtype)
     if "rank" in what:  # before training, which takes each its own way
-        _note_ranks({name: one.rank(work) for name, one in contenders.items() if hasattr(one, "rank")}, notes)
+        able = {name: one for name, one in contenders.items() if hasattr(one, "rank")}
+        ranks = {name: tried(f"rank: {name}", partial(one.rank, work), []) for name, one in able.items()}
+        if ranks.get(_OURS):
+            _note_ranks({name: found[0] for name, found in ranks.items() if found is not None}, notes)
     rows: list[Row] = []
     peak = 0.0
+    timed: list[str] = []
     for each in what:
-        able = {name: getattr(one, each) for name, one in contenders.items() if hasattr(one, each)}
+        able = {name: one for name, one in contenders.items() if hasattr(one, each)}
         if each != "rank":  # `single` is another way to rank, and nothing else
             able.pop("single", None)
-        found, best = _compare(plan, each, able, work, product, progress)
-        rows, peak = rows + found, max(peak, best)
+        trials = {name: partial(getattr(one, each), work) for name, one in able.items()}
+        able = {name: able[name] for name in fitting(each, trials, notes)}
+        if _OURS in able:
+            found, best = _compare(plan, each, able, work, product, notes, progress)
+            rows, peak, timed = rows + found, max(peak, best), [*timed, each]
     split = {}
-    if "train" in what:
+    if "train" in timed:
+        ours = contenders[_OURS]
         times = [parts.step_parts(ours, work, _loader(section, plan)) for _ in range(max(2, plan.repeats))]
         split = {part: statistics.median(each[part] for each in times) for part in parts.PARTS}
-    return rows, {"peak_flops": {str(dtype).removeprefix("torch."): peak}, "parts": split}
+    return rows, {"peak_flops": {str(dtype).removeprefix("torch."): peak} if timed else {}, "parts": split}
 
 
 def _half(plan: Plan) -> torch.dtype:
@@ -115,48 +122,50 @@ def _half(plan: Plan) -> torch.dtype:
 
 
 def _contenders(plan: Plan, section: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {_OURS: Ours(section, plan.device)}
-    if "plain" in plan.against:
-        found["plain"] = Plain(section, plan.device)
-    if "single" in plan.against and "rank" in plan.what:
-        found["single"] = Single(section, plan.device)
-    if "huggingface" in plan.against:
-        if reason := huggingface.missing():
-            notes.append(f"huggingface is left out: {reason}.")
-        else:
-            model = found[_OURS].model
-            text = model.t5_tokenizer if plan.llm == "t5" else model.llm_tokenizer
-            found["huggingface"] = huggingface.HuggingFace(section, (model.tokenizer, text), plan.device)
-    return found
+    """All that are asked for and fit; the frozen weights of those that are LAVIS's model are there once."""
+    built = tried(_OURS, lambda: Ours(section, plan.device), notes)
+    if built is None:
+        return {}
+    ours = built[0]
+    others: dict[str, Callable[[], Any]] = {
+        "plain": lambda: Plain(section, plan.device, ours.model),
+        "single": lambda: Single(section, plan.device, ours.model),
+        "huggingface": lambda: huggingface.HuggingFace(section, ours.model, plan.device),
+    }
+    wanted = [name for name in others if name in plan.against and (name != "single" or "rank" in plan.what)]
+    if "huggingface" in wanted and (reason := huggingface.missing()):
+        wanted.remove("huggingface")
+        notes.append(f"huggingface is left out: {reason}.")
+    found = {name: tried(name, others[name], notes) for name in wanted}
+    return {_OURS: ours, **{name: one[0] for name, one in found.items() if one is not None}}
 
 
 def _compare(
     plan: Plan,
     what: str,
-    actions: Mapping[str, Callable[[Work], Any]],
+    contenders: Mapping[str, Any],
     work: Work,
     product: tuple[Callable[[], Any], int],
+    notes: list[str],
     progress: Callable[[], Any],
 ) -> tuple[list[Row], float]:
     """The rows of one kind of work, and the highest speed of the matrix product that took its turn in every round."""
-    times = measure.interleaved(
-        {_PRODUCT: product[0], **{name: partial(action, work) for name, action in actions.items()}},
-        plan.repeats,
-        plan.device,
-        progress,
-    )
+    actions = {name: partial(getattr(one, what), work) for name, one in contenders.items()}
+    times = measure.interleaved({_PRODUCT: product[0], **actions}, plan.repeats, plan.device, progress)
     speeds = [product[1] / taken for taken in times[_PRODUCT]]
+    tokens = {"train": work.tokens, "generate": len(work.prompts) * contenders[_OURS].new_tokens}.get(what)
     rows = []
     for name, action in actions.items():
         median = statistics.median(times[name])
         flops = utilisation = None
-        if what == "train" and name == _OURS:
-            with plain_products():  # torch's counter doesn't know oneDNN's products
-                operations = measure.operations(partial(action, work))
-            flops = operations / median
+        counted = None
+        if what == "train" and name == _OURS:  # unfused for it, attention needs more memory than in the rounds
+            counted = tried("counting the operations", partial(measure.operations, action), notes)
+        if counted is not None:
+            flops = counted[0] / median
             # Within a round, so that a busy machine slows both.
             pairs = zip(times[name], speeds, strict=True)
-            utilisation = statistics.median(operations / taken / speed for taken, speed in pairs)
+            utilisation = statistics.median(counted[0] / taken / speed for taken, speed in pairs)
         ratio = measure.Ratio.of(times[name], times[_OURS])
         rows.append(
             Row(
@@ -164,8 +173,9 @@ def _compare(
                 who=name,
                 seconds=median,
                 samples_per_second=len(work.prompts) / median,
-                tokens_per_second=work.tokens / median if what == "train" else None,
-                peak_bytes=measure.peak_memory(partial(action, work), plan.device),
+                tokens_per_second=None if tokens is None else tokens / median,
+                held_bytes=measure.held_memory(contenders[name].model, contenders[name].optimizer),
+                peak_bytes=measure.peak_memory(action, plan.device),
                 flops=flops,
                 utilisation=utilisation,
                 ratio=None if name == _OURS else (ratio.median, ratio.low, ratio.high),

@@ -21,8 +21,10 @@ class Row:
         who: The contender.
         seconds: Median of its times.
         samples_per_second: From the median.
-        tokens_per_second: Of prompts and targets, from the median; None where they don't measure the work.
-        peak_bytes: Memory besides what is held between two steps.
+        tokens_per_second: In training of prompts and targets, in generation of answers; None where tokens don't measure
+            the work.
+        held_bytes: Weights and the optimizer's state, as if they weren't shared with another contender.
+        peak_bytes: Memory that the work takes besides.
         flops: Matrix arithmetic per second; None where it wasn't counted.
         utilisation: The same over the device's measured matrix product, 0 to 1.
         ratio: How many times longer than the plugin: median over the rounds, lower and upper quartile.
@@ -33,6 +35,7 @@ class Row:
     seconds: float
     samples_per_second: float | None = None
     tokens_per_second: float | None = None
+    held_bytes: int | None = None
     peak_bytes: int | None = None
     flops: float | None = None
     utilisation: float | None = None
@@ -90,13 +93,14 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _grid(rows: Sequence[Row]) -> list[str]:
-    head = "| work | who | s | samples/s | tokens/s | memory, MiB | GFLOP/s | of peak | × ours (quartiles) |"
-    lines = [head, "| --- | --- " + "| ---: " * 7 + "|"]
+    head = "| work | who | s | samples/s | tokens/s | model, MiB | work, MiB | GFLOP/s | of peak | × ours (quartiles) |"
+    lines = [head, "| --- | --- " + "| ---: " * 8 + "|"]
     for row in rows:
         cells = [
             f"{row.seconds:.3f}",
             _number(row.samples_per_second, ".2f"),
             _number(row.tokens_per_second, ".0f"),
+            _number(row.held_bytes and row.held_bytes / 2**20, ".0f"),
             _number(row.peak_bytes and row.peak_bytes / 2**20, ".0f"),
             _number(row.flops and row.flops / 1e9, ".0f"),
             _number(row.utilisation, ".0%"),

@@ -59,6 +59,8 @@ class Answering:
         Returns:
             For each sample, the sum of token negative log-likelihoods of each of its candidates; lower is likelier.
         """
+        if not any(candidates):
+            return [torch.zeros(0, device=image.device) for _ in candidates]
         with self.using(adapter_names):
             prefix, mask = self.encode_images(image, texts)
             scores = self.language_scores(prefix, mask, texts, candidates)

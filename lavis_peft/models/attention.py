@@ -7,10 +7,11 @@ the fused form can't do (attention maps, head masks, relative positions) falls b
 Shapes: B rows, N tokens, K keys, Q queries, C width, H heads.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
+from lavis.models.blip2_models.Qformer import BertLayer, BertSelfAttention
+from lavis.models.eva_vit import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,7 @@ from lavis_peft.models.linear import linear
 def fuse_vision(encoder: nn.Module) -> None:
     """Exchange the attention of every block of LAVIS's EVA ViT."""
     for block in encoder.blocks:
-        block.attn.__class__ = _vision_class()
+        block.attn.__class__ = FusedVisionAttention
 
 
 def fuse_qformer(bert: nn.Module) -> None:
@@ -32,71 +33,59 @@ def fuse_qformer(bert: nn.Module) -> None:
     for layer in bert.encoder.layer:
         for part in ("attention", "crossattention"):
             if hasattr(layer, part):
-                getattr(layer, part).self.__class__ = _bert_class()
-    bert.encoder.layer[-1].__class__ = _last_layer_class()
+                getattr(layer, part).self.__class__ = FusedBertAttention
+    bert.encoder.layer[-1].__class__ = QueriesOnlyLayer
 
 
-@cache
-def _vision_class() -> type[nn.Module]:
-    from lavis.models.eva_vit import Attention
+class FusedVisionAttention(Attention):
+    """LAVIS's attention of a ViT block, fused."""
 
-    class FusedVisionAttention(Attention):
-        """LAVIS's attention of a ViT block, fused."""
-
-        def forward(self, x: Tensor, rel_pos_bias: Tensor | None = None) -> Tensor:
-            """(B, N, C) to (B, N, C)."""
-            if rel_pos_bias is not None or self.relative_position_bias_table is not None:
-                return super().forward(x, rel_pos_bias)
-            bias = None
-            if self.q_bias is not None:
-                bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-            qkv = linear(x, self.qkv.weight, bias).unflatten(2, (3, self.num_heads, -1))  # (B, N, 3, H, C / H)
-            query, key, value = qkv.permute(2, 0, 3, 1, 4)
-            dropout = self.attn_drop.p if self.training else 0.0
-            mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=self.scale)
-            return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
-
-    return FusedVisionAttention
+    def forward(self, x: Tensor, rel_pos_bias: Tensor | None = None) -> Tensor:
+        """(B, N, C) to (B, N, C)."""
+        if rel_pos_bias is not None or self.relative_position_bias_table is not None:
+            return super().forward(x, rel_pos_bias)
+        bias = None
+        if self.q_bias is not None:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        qkv = linear(x, self.qkv.weight, bias).unflatten(2, (3, self.num_heads, -1))  # (B, N, 3, H, C / H)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        dropout = self.attn_drop.p if self.training else 0.0
+        mixed = attend(query, key, value, dropout=dropout, scale=self.scale)
+        return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
-@cache
-def _bert_class() -> type[nn.Module]:
-    from lavis.models.blip2_models.Qformer import BertSelfAttention
+class FusedBertAttention(BertSelfAttention):
+    """LAVIS's self- or cross-attention of a Q-Former layer, fused."""
 
-    class FusedBertAttention(BertSelfAttention):
-        """LAVIS's self- or cross-attention of a Q-Former layer, fused."""
-
-        def forward(
-            self,
-            hidden_states: Tensor,
-            attention_mask: Tensor | None = None,
-            head_mask: Tensor | None = None,
-            encoder_hidden_states: Tensor | None = None,
-            encoder_attention_mask: Tensor | None = None,
-            past_key_value: Any = None,
-            output_attentions: bool = False,
-        ) -> tuple[Any, ...]:
-            """As LAVIS's; the masks are added to the scores."""
-            relative = self.position_embedding_type != "absolute"
-            if relative or head_mask is not None or past_key_value is not None or output_attentions or _saves(self):
-                return super().forward(
-                    hidden_states,
-                    attention_mask,
-                    head_mask,
-                    encoder_hidden_states,
-                    encoder_attention_mask,
-                    past_key_value,
-                    output_attentions,
-                )
-            crossed = encoder_hidden_states is not None
-            read, mask = (encoder_hidden_states, encoder_attention_mask) if crossed else (hidden_states, attention_mask)
-            query, key, value = (
-                self.transpose_for_scores(layer(states))  # (B, H, N or K, C / H)
-                for layer, states in ((self.query, hidden_states), (self.key, read), (self.value, read))
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_value: Any = None,
+        output_attentions: bool = False,
+    ) -> tuple[Any, ...]:
+        """As LAVIS's; the masks are added to the scores."""
+        relative = self.position_embedding_type != "absolute"
+        if relative or head_mask is not None or past_key_value is not None or output_attentions or _saves(self):
+            return super().forward(
+                hidden_states,
+                attention_mask,
+                head_mask,
+                encoder_hidden_states,
+                encoder_attention_mask,
+                past_key_value,
+                output_attentions,
             )
-            return (_attend(self, query, key, value, mask), (key, value))
-
-    return FusedBertAttention
+        crossed = encoder_hidden_states is not None
+        read, mask = (encoder_hidden_states, encoder_attention_mask) if crossed else (hidden_states, attention_mask)
+        query, key, value = (
+            self.transpose_for_scores(layer(states))  # (B, H, N or K, C / H)
+            for layer, states in ((self.query, hidden_states), (self.key, read), (self.value, read))
+        )
+        return (_attend(self, query, key, value, mask), (key, value))
 
 
 def _saves(layer: Any) -> bool:
@@ -109,8 +98,26 @@ def _attend(layer: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor 
     dropout = layer.dropout.p if layer.training else 0.0
     if mask is not None:
         mask = mask.to(query.dtype)
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    mixed = attend(query, key, value, mask, dropout, query.shape[-1] ** -0.5)
     return mixed.transpose(1, 2).flatten(2)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0, scale: float = 1.0
+) -> Tensor:
+    """Attention of (B, H, N, C / H) over (B, H, K, C / H), in the quickest form for its place and precision.
+
+    Args:
+        mask: Added to the scores, broadcast to (B, H, N, K).
+        dropout: Share of the weights that are dropped.
+        scale: The scores' factor.
+    """
+    if query.device.type != "cpu" or query.dtype == torch.float32:
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)
+    # torch's fused form for the CPU takes more than twice the time of its own products in half precision.
+    scores = (query * scale) @ key.transpose(-2, -1)  # (B, H, N, K)
+    weights = (scores if mask is None else scores + mask).softmax(dim=-1)
+    return F.dropout(weights, dropout).to(value.dtype) @ value
 
 
 class _ZeroGradients(torch.autograd.Function):
@@ -126,56 +133,50 @@ class _ZeroGradients(torch.autograd.Function):
         return (gradient, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors))
 
 
-@cache
-def _last_layer_class() -> type[nn.Module]:
-    from lavis.models.blip2_models.Qformer import BertLayer
+class QueriesOnlyLayer(BertLayer):
+    """A Q-Former layer whose text output nothing reads."""
 
-    class QueriesOnlyLayer(BertLayer):
-        """A Q-Former layer whose text output nothing reads."""
-
-        def forward(
-            self,
-            hidden_states: Tensor,
-            attention_mask: Tensor | None = None,
-            head_mask: Tensor | None = None,
-            encoder_hidden_states: Tensor | None = None,
-            encoder_attention_mask: Tensor | None = None,
-            past_key_value: Any = None,
-            output_attentions: bool = False,
-            query_length: int = 0,
-        ) -> tuple[Any, ...]:
-            """(B, Q + L, C) to (B, Q, C)."""
-            own = self.attention.self
-            plain = head_mask is not None or past_key_value is not None or output_attentions or _saves(own)
-            if plain or not 0 < query_length < hidden_states.shape[1] or own.position_embedding_type != "absolute":
-                return super().forward(
-                    hidden_states,
-                    attention_mask,
-                    head_mask,
-                    encoder_hidden_states,
-                    encoder_attention_mask,
-                    past_key_value,
-                    output_attentions,
-                    query_length,
-                )
-            queries = hidden_states[:, :query_length]
-            query, key, value = (
-                own.transpose_for_scores(layer(states))
-                for layer, states in ((own.query, queries), (own.key, hidden_states), (own.value, hidden_states))
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_value: Any = None,
+        output_attentions: bool = False,
+        query_length: int = 0,
+    ) -> tuple[Any, ...]:
+        """(B, Q + L, C) to (B, Q, C)."""
+        own = self.attention.self
+        plain = head_mask is not None or past_key_value is not None or output_attentions or _saves(own)
+        if plain or not 0 < query_length < hidden_states.shape[1] or own.position_embedding_type != "absolute":
+            return super().forward(
+                hidden_states,
+                attention_mask,
+                head_mask,
+                encoder_hidden_states,
+                encoder_attention_mask,
+                past_key_value,
+                output_attentions,
+                query_length,
             )
-            output = self.attention.output(_attend(own, query, key, value, attention_mask), queries)
-            if self.has_cross_attention:
-                output = self.crossattention(
-                    output, None, None, encoder_hidden_states, encoder_attention_mask, None, False
-                )[0]
-            output = self.feed_forward_chunk_query(output)
-            return (self._with_unused(output), (key, value))
+        queries = hidden_states[:, :query_length]
+        query, key, value = (
+            own.transpose_for_scores(layer(states))
+            for layer, states in ((own.query, queries), (own.key, hidden_states), (own.value, hidden_states))
+        )
+        output = self.attention.output(_attend(own, query, key, value, attention_mask), queries)
+        if self.has_cross_attention:
+            output = self.crossattention(
+                output, None, None, encoder_hidden_states, encoder_attention_mask, None, False
+            )[0]
+        output = self.feed_forward_chunk_query(output)
+        return (self._with_unused(output), (key, value))
 
-        def _with_unused(self, output: Tensor) -> Tensor:
-            if not torch.is_grad_enabled():
-                return output
-            text = (*self.intermediate.parameters(), *self.output.parameters())
-            unused = [parameter for parameter in text if parameter.requires_grad]
-            return _ZeroGradients.apply(output, *unused) if unused else output
-
-    return QueriesOnlyLayer
+    def _with_unused(self, output: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return output
+        text = (*self.intermediate.parameters(), *self.output.parameters())
+        unused = [parameter for parameter in text if parameter.requires_grad]
+        return _ZeroGradients.apply(output, *unused) if unused else output

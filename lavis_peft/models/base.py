@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -89,7 +90,7 @@ class Blip2InstructPeft(Encoding, Answering, Parts, Checkpointed):
             precision=spec.vit_precision,
         )
         self.visual_encoder.requires_grad_(False).eval()
-        self.visual_encoder.train = disabled_train.__get__(self.visual_encoder)
+        self.visual_encoder.train = partial(disabled_train, self.visual_encoder)  # a bound method couldn't be unpickled
         vocab = len(self.tokenizer) if self.tokenizer is not None else None
         width = llm_config.d_model if self.family == "t5" else llm_config.hidden_size
         with torch.device("meta") if base_follows else contextlib.nullcontext():

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _on = True
@@ -126,8 +127,9 @@ class _Product(torch.autograd.Function):
         return _product(inputs, weight, bias)
 
     @staticmethod
+    @once_differentiable  # oneDNN's operator has no derivative of its own; asked for a second one, torch says so
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, weight = ctx.saved_tensors
+        inputs, weight = ctx.saved_tensors  # (R, I) and (O, I)
         needs_inputs, needs_weight, needs_bias = ctx.needs_input_grad
         of_inputs = _product(gradient, weight.t()) if needs_inputs else None
         of_weight = _product(gradient.t(), inputs.t()) if needs_weight else None

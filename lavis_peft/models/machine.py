@@ -2,9 +2,13 @@
 
 import importlib.util
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lavis_peft.models.spec import ModelSpec
 
@@ -56,13 +60,22 @@ def quantization(load_in: str, dtype: torch.dtype) -> dict[str, Any]:
 def save_memory(model: "Blip2InstructPeft", spec: ModelSpec) -> None:
     """Switch on what the spec asks for, on a model whose adapters are in: checkpointing, compiled vision."""
     if spec.llm_gradient_checkpointing:
-        # Where nothing before the language model trains, a checkpointed block would see no input that needs a gradient,
-        # and in transformers' older, reentrant form its adapters would get none.
-        model.llm.get_input_embeddings().register_forward_hook(_asking_for_gradients)
-        model.llm.gradient_checkpointing_enable()
+        # Not by transformers' own switch: below 4.35 that takes torch's reentrant form, which finds no gradient where
+        # nothing before the language model trains, and which DistributedDataParallel refuses.
+        for block in _blocks(model.llm):
+            block.forward = partial(_recomputed, block)
     if spec.compile_vision:
         model.visual_encoder.compile()  # in place, under the same names
 
 
-def _asking_for_gradients(_: torch.nn.Module, __: Any, embedded: torch.Tensor) -> torch.Tensor:
-    return embedded.requires_grad_(True)
+def _blocks(llm: nn.Module) -> Iterator[nn.Module]:
+    """The layers of encoder and decoder: what the outermost lists of modules hold."""
+    for child in llm.children():
+        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
+
+
+def _recomputed(block: nn.Module, *given: Any, **options: Any) -> Any:
+    forward = partial(type(block).forward, block)
+    if not (block.training and torch.is_grad_enabled()):
+        return forward(*given, **options)
+    return checkpoint(forward, *given, use_reentrant=False, **options)

@@ -13,9 +13,11 @@ from torch.nn import functional as F
 #: Rows scored in one pass, at most. It bounds memory, as LAVIS's ``n_segments`` does, whatever the numbers of
 #: candidates.
 ROWS = 512
-#: Bytes of prompt cache that one pass may copy for its rows: 2 GiB are 30 candidates of a Vicuna-7B whose prompt has
-#: 130 tokens, or 130 of a FLAN-T5-XL.
-CACHE_BYTES = 2 << 30
+#: Bytes that one pass may take for its rows, copied prompt cache and logits together: 2 GiB are 30 candidates of a
+#: Vicuna-7B whose prompt has 130 tokens, or 80 of a FLAN-T5-XL.
+PASS_BYTES = 2 << 30
+#: Logits and their logarithms of probability, in float32.
+_TOKEN_BYTES = 8
 
 _IGNORE = -100
 
@@ -68,17 +70,18 @@ class Candidates:
         empty = torch.tensor([length == 0 for length in self.lengths], device=self.ids.device)
         return -likelihoods[self.owner, self.ids[:, 0]].masked_fill(empty, 0.0)
 
-    def packs(self, row_bytes: int) -> Iterator[Pack]:
+    def packs(self, row_bytes: int, vocabulary: int) -> Iterator[Pack]:
         """The candidates of two tokens or more, longest first, so that little of a pass is padding.
 
         Args:
             row_bytes: Bytes of prompt cache that a row needs.
+            vocabulary: V, whose width the logits of each token have.
         """
-        most = max(1, min(ROWS, CACHE_BYTES // max(row_bytes, 1)))
         order = sorted((n for n, length in enumerate(self.lengths) if length > 1), key=lambda n: -self.lengths[n])
-        for start in range(0, len(order), most):
-            rows = order[start : start + most]
-            longest = self.lengths[rows[0]]
+        while order:
+            longest = self.lengths[order[0]]
+            most = max(1, min(ROWS, PASS_BYTES // (row_bytes + longest * vocabulary * _TOKEN_BYTES)))
+            rows, order = order[:most], order[most:]
             index = torch.tensor(rows, device=self.ids.device)
             lengths = torch.tensor([self.lengths[row] for row in rows], device=self.ids.device)
             ids = self.ids[index, :longest]

@@ -89,7 +89,7 @@ class Blip2T5InstructPeft(Blip2InstructPeft):
             start = self.t5_model.prepare_decoder_input_ids_from_labels(rows.ids.new_zeros(len(texts), 1))
             first = self._decode(encoded, attention, start)
             scores = rows.first_losses(first.logits[:, -1])
-            for pack in rows.packs(row_bytes(first.past_key_values)):
+            for pack in rows.packs(row_bytes(first.past_key_values), first.logits.shape[-1]):
                 past = take_rows(first.past_key_values, pack.owner)
                 with self.of_rows(pack.owner):
                     output = self._decode(encoded[pack.owner], attention[pack.owner], pack.ids[:, :-1], past)

@@ -122,7 +122,7 @@ class Blip2VicunaInstructPeft(Blip2InstructPeft):
             with only(head, lambda hidden: hidden[sample, length - 1]):
                 first = self.llm_model(inputs_embeds=embeds, attention_mask=attention, use_cache=True, return_dict=True)
             scores = rows.first_losses(first.logits)
-            for pack in rows.packs(row_bytes(first.past_key_values)):
+            for pack in rows.packs(row_bytes(first.past_key_values), first.logits.shape[-1]):
                 ids = pack.ids[:, :-1]
                 # Behind the instruction's padding in the cache, but right behind the instruction by position.
                 positions = length[pack.owner, None] + torch.arange(ids.shape[1], device=device)

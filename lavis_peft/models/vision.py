@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lavis_peft.adapters.checkpoint import read_checkpoint
+from lavis_peft.adapters.placing import taken_over
 from lavis_peft.checks import shortened
 from lavis_peft.errors import CheckpointError, ConfigError
 from lavis_peft.models.conv_stem import ConvStem
@@ -222,10 +223,8 @@ def _load(encoder: "VisionTransformer", weights: str) -> None:
             f"missing: {_listed(missing)}; foreign: {_listed(foreign)}"
         )
     interpolate_pos_embed(encoder, tensors)
-    own = encoder.state_dict()
-    tensors = {key: value.to(own[key].dtype) for key, value in tensors.items()}
     try:
-        encoder.load_state_dict(tensors, strict=True, assign=True)
+        encoder.load_state_dict(taken_over(tensors, encoder.state_dict()), strict=True, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{weights}: not the weights of this vision encoder; {error}") from error
 

@@ -108,15 +108,8 @@ def merge(folder: Path, layout: str) -> dict[str, float]:
     command += ["--checkpoint", str(folder / "checkpoint.pth"), "--output", str(folder / "out")]
     command += ["--format", layout, "--verify", "layers", "--json"]
     begin = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peaks = {"VmRSS": 0, "RssAnon": 0}
-    while process.poll() is None:
-        for key, value in _memory(process.pid).items():
-            peaks[key] = max(peaks[key], value)
-        time.sleep(0.02)
-    if process.returncode or process.stdout is None:
-        sys.exit(process.returncode)
-    report = json.loads(process.stdout.read())
+    output, peaks = watched(command)
+    report = json.loads(output)
     return {
         "adapted_layers": report["layers"],
         "seconds": time.monotonic() - begin,
@@ -126,7 +119,20 @@ def merge(folder: Path, layout: str) -> dict[str, float]:
     }
 
 
-def _memory(pid: int) -> dict[str, int]:
+def watched(command: list[str]) -> tuple[str, dict[str, int]]:
+    """Run a command that prints little; its output, and its peaks of `memory`."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    peaks = {"VmRSS": 0, "RssAnon": 0}
+    while process.poll() is None:
+        for key, value in memory(process.pid).items():
+            peaks[key] = max(peaks[key], value)
+        time.sleep(0.02)
+    if process.returncode or process.stdout is None:
+        sys.exit(process.returncode)
+    return process.stdout.read(), peaks
+
+
+def memory(pid: int | str) -> dict[str, int]:
     """Resident memory of a process in KiB, all of it and without files; empty where it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()

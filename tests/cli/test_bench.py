@@ -25,6 +25,23 @@ def test_a_small_benchmark_prints_json_and_writes_both_files(tmp_path: Path) -> 
     assert output.read_text().startswith("# Benchmark: tiny, t5")
 
 
+def test_who_runs_out_of_gpu_memory_is_noted_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lavis_peft.bench import contender, plain
+
+    def too_large(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(plain.Plain, "train", too_large)
+    monkeypatch.setattr(contender.Ours, "rank", too_large)
+    options = ["--size", "tiny", "--batch", "2", "--repeats", "1", "--device", "cpu", "--json", "--against", "plain"]
+    done = CliRunner().invoke(main, ["bench", *options, "--what", "train", "--what", "rank"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert [(row["what"], row["who"]) for row in found["rows"]] == [("train", "lavis-peft")]
+    for name in ("train: plain", "rank: lavis-peft"):
+        assert f"{name} is left out: CUDA out of memory. A smaller --batch needs less." in found["notes"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_named() -> None:
     done = CliRunner().invoke(main, ["bench", "--device", "cuda"])

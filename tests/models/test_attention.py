@@ -1,5 +1,7 @@
 """Fused attention computes what LAVIS's own steps compute, forward and backward."""
 
+import copy
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,7 @@ lavis_peft.register()
 
 from lavis.models.blip2_models.Qformer import BertLMHeadModel  # noqa: E402  after the plugin made LAVIS importable
 
-from lavis_peft.models.attention import fuse_qformer, fuse_vision  # noqa: E402
+from lavis_peft.models.attention import attend, fuse_qformer, fuse_vision  # noqa: E402
 from lavis_peft.models.vision import VisionSpec, build_vision_encoder  # noqa: E402
 
 QUERIES, TEXT, PATCHES, WIDTH, VISION = 4, 5, 9, 24, 16
@@ -152,3 +154,103 @@ def test_a_model_trains_the_same_with_fast_and_plain_kernels(
     for name, gradient in found["plain"][1].items():
         # Against the whole gradient's size: single elements are sums of large terms that cancel.
         assert (found["fast"][1][name] - gradient).norm() <= 1e-3 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_half_precision_on_a_cpu_is_the_fused_form_s(masked: bool) -> None:
+    generator = torch.Generator().manual_seed(4)
+    given = [torch.randn(2, 3, 7, 8, generator=generator).requires_grad_() for _ in range(3)]
+    mask = torch.zeros(2, 1, 1, 7)
+    mask[1, ..., -3:] = -10000.0
+    mask = mask if masked else None
+    halves = [tensor.detach().bfloat16().requires_grad_() for tensor in given]
+    expected = attend(*given, mask, scale=8**-0.5)
+    found = attend(*halves, mask if mask is None else mask.bfloat16(), scale=8**-0.5)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.03)
+    for output in (expected, found):
+        output.float().square().sum().backward()
+    for half, whole in zip(halves, given, strict=True):
+        assert (half.grad.float() - whole.grad).norm() <= 0.03 * whole.grad.norm()
+    dropped = attend(*halves, None, dropout=0.5, scale=8**-0.5)
+    assert not torch.equal(dropped, attend(*halves, None, dropout=0.5, scale=8**-0.5))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"peft_type": "LORA", "r": 2, "use_dora": True},
+        {"peft_type": "LOHA", "r": 2},
+        {"peft_type": "HRA", "r": 2},
+        {"peft_type": "LOKR", "r": 2},
+        {"peft_type": "IA3"},
+        {"peft_type": "ADALORA", "init_r": 3, "target_r": 2, "tinit": 0.1, "tfinal": 0.1, "deltaT": 1},
+    ],
+    ids=lambda settings: settings["peft_type"],
+)
+def test_other_tuners_give_the_same_on_fast_and_plain_layers(
+    settings: dict[str, Any], model_section: Callable[..., dict]
+) -> None:
+    from lavis.common.registry import registry
+
+    adapters = {"qformer": {**settings, "sublayers": ["self_attention", "ffn"]}, "llm": "frozen"}
+    samples = {
+        "image": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2)),
+        "text_input": ["what shape is it ?", "the color of the small square"],
+        "text_output": ["circle", "a green square"],
+    }
+    losses = []
+    for kernels in ("fast", "plain"):
+        section = model_section("t5", adapters=adapters, kernels=kernels)
+        torch.manual_seed(0)
+        model = registry.get_model_class(section["arch"]).from_config(section).train()
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+        if model.adalora is not None:
+            model.adalora.start(10)
+        for _ in range(2):  # adapters begin as nothing: only the second step's loss depends on them
+            loss = model(samples)["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if model.adalora is not None:
+                model.adalora.after_step()
+        losses.append(loss.detach())
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_beams_and_copies_of_a_fast_model_give_the_plain_one_s_answers(
+    family: str, model_section: Callable[..., dict]
+) -> None:
+    from lavis.common.registry import registry
+
+    given = {
+        "image": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2)),
+        "prompt": ["what ?", "a b"],
+    }
+    answers = {}
+    for kernels in ("fast", "plain"):
+        section = model_section(family, kernels=kernels)
+        torch.manual_seed(0)
+        model = registry.get_model_class(section["arch"]).from_config(section).eval()
+        answers[kernels] = model.generate(given, num_beams=3, max_length=6)
+        if kernels == "fast":
+            file = io.BytesIO()
+            torch.save(copy.deepcopy(model), file)
+            file.seek(0)
+            copied = torch.load(file, weights_only=False)  # a file of our own, of a moment ago
+            assert copied.generate(given, num_beams=3, max_length=6) == answers["fast"]
+    assert answers["fast"] == answers["plain"] and any(answers["fast"])
+
+
+def test_the_language_model_s_attention_follows_the_switch(model_section: Callable[..., dict]) -> None:
+    from lavis.common.registry import registry
+
+    found = {}
+    for kernels in ("fast", "plain"):
+        section = model_section("t5", kernels=kernels)
+        model = registry.get_model_class(section["arch"]).from_config(section)
+        found[kernels] = getattr(model.llm.config, "_attn_implementation", "eager")
+        fused = type(model.visual_encoder.blocks[0].attn).__name__ == "FusedVisionAttention"
+        assert fused is (kernels == "fast")
+    assert found["plain"] == "eager"

@@ -1,5 +1,6 @@
 """What a model may ask of the machine, and that weights are allocated once."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,30 +69,56 @@ def check_learns_the_same(section: dict, changes: dict) -> object:
 @pytest.mark.parametrize("family", ["t5", "llama"])
 @pytest.mark.parametrize("tuned", list(ADAPTERS))
 def test_gradients_with_checkpointing_are_the_same(tuned: str, family: str, model_section: Callable[..., dict]) -> None:
-    model = check_learns_the_same(model_section(family, adapters=ADAPTERS[tuned]), {"llm_gradient_checkpointing": True})
-    assert model.llm.is_gradient_checkpointing
+    check_learns_the_same(model_section(family, adapters=ADAPTERS[tuned]), {"llm_gradient_checkpointing": True})
 
 
-def test_a_compiled_vision_encoder_computes_the_same(
-    model_section: Callable[..., dict], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_checkpointed_blocks_run_twice_in_training_and_answer_the_same(
+    family: str, model_section: Callable[..., dict]
 ) -> None:
-    """Of both families and all adapters the encoder is the same, frozen and at the beginning."""
-    graphs = []
+    adapters = ADAPTERS["llm"]
+    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    answers = []
+    for checkpointed in (False, True):
+        section = model_section(family, adapters=adapters, llm_gradient_checkpointing=checkpointed)
+        model = build(section).train()
+        passes: list[int] = []
+        layers = (
+            [model.t5_model.encoder.block, model.t5_model.decoder.block] if family == "t5" else [model.llm.model.layers]
+        )
+        for layer in layers:
+            next(part for part in layer[0].modules() if isinstance(part, torch.nn.Linear)).register_forward_hook(
+                lambda *_, passes=passes: passes.append(1)
+            )
+        model({"image": image, "text_input": TEXTS, "text_output": TARGETS})["loss"].backward()
+        assert len(passes) == len(layers) * (2 if checkpointed else 1)  # once more in the backward pass
+        scores = model.eval().score_candidates(image, TEXTS, [["yes", "no"], ["circle"]])
+        answers.append(
+            (copy.deepcopy(model).generate({"image": image, "prompt": TEXTS}, max_length=4), torch.cat(scores))
+        )
+    assert answers[0][0] == answers[1][0]
+    torch.testing.assert_close(answers[0][1], answers[1][1])
 
-    def compiler(graph: torch.fx.GraphModule, _: object) -> Callable:
-        graphs.append(graph)
-        return graph.forward
 
-    compiles = torch.nn.Module.compile
-    # torch's own generation of code, which takes half a minute, is torch's to test; what it is given isn't.
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiles(self, backend=compiler))
-    section = model_section("t5", adapters=ADAPTERS["both"])
-    model = check_learns_the_same(section, {"compile_vision": True})
-    assert graphs
-    plain = build(section)
-    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(model.visual_encoder(image), plain.visual_encoder(image))
-    assert model.state_dict().keys() == plain.state_dict().keys()
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_checkpointing_goes_with_distributed_training_and_with_copies(
+    family: str, model_section: Callable[..., dict]
+) -> None:
+    lora = {"peft_type": "LORA", "sublayers": ["attention", "ffn"], "r": 2, "lora_alpha": 4}
+    adapters = {"qformer": lora | {"sublayers": ["ffn"]}, "llm": lora}
+    model = build(model_section(family, adapters=adapters, llm_gradient_checkpointing=True))
+    copied = copy.deepcopy(model)
+    blocks = [part for part in copied.llm.modules() if "forward" in vars(part)]
+    assert blocks and all(block.forward.args == (block,) for block in blocks)
+    samples = {"image": torch.zeros(2, 3, 32, 32), "text_input": TEXTS, "text_output": TARGETS}
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)  # as the runner's
+        for _ in range(2):
+            wrapped.train()(samples)["loss"].backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(p.grad is not None for name, p in model.named_parameters() if "lora_B" in name)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine may be able to")
@@ -113,6 +140,19 @@ def test_compiling_needs_a_compiler(model_section: Callable[..., dict], monkeypa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"model.compile_vision: .* compiler"):
         build(model_section("t5", compile_vision=True))
+
+
+def test_a_compiled_encoder_gives_the_same(model_section: Callable[..., dict], monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is compiled is the question here; what the compiler makes of it is torch's business, and takes a minute.
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled(module, backend="eager"))
+    monkeypatch.setattr("lavis_peft.models.machine.shutil.which", lambda name: name)
+    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    fast, plain = build(model_section("t5", compile_vision=True)).eval(), build(model_section("t5")).eval()
+    expected = plain.encode_images(image, TEXTS)[0]
+    torch.testing.assert_close(fast.encode_images(image, TEXTS)[0], expected, rtol=1e-5, atol=1e-5)
+    assert fast.visual_encoder._compiled_call_impl is not None
+    assert list(fast.state_dict()) == list(plain.state_dict())
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -74,7 +74,7 @@ def test_scores_are_those_of_the_plain_way(
 ) -> None:
     model = build(model_section(family))
     if passes == "many passes":
-        monkeypatch.setattr(scoring, "CACHE_BYTES", 1)  # room for no row, so that each goes alone
+        monkeypatch.setattr(scoring, "PASS_BYTES", 1)  # room for no row, so that each goes alone
     expected = plain_scores(model)
     found = model.score_candidates(images(3), TEXTS, CANDIDATES)
     for ours, plain in zip(found, expected, strict=True):
@@ -105,16 +105,22 @@ def candidates_of(lengths: list[int]) -> Candidates:
 def test_packs_are_sorted_and_hold_every_row_of_two_tokens_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "ROWS", 2)
     rows = candidates_of([1, 4, 2, 5, 3, 2])
-    packs = list(rows.packs(row_bytes=1))
+    packs = list(rows.packs(row_bytes=1, vocabulary=1))
     assert [pack.index.tolist() for pack in packs] == [[3, 1], [4, 2], [5]]
     assert [pack.ids.shape[1] for pack in packs] == [5, 3, 2]
     assert packs[1].targets.tolist() == [[21, 22], [11, -100]]
 
 
 def test_packs_are_bounded_by_the_bytes_of_the_prompt_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "CACHE_BYTES", 100)
-    sizes = [len(pack.index) for pack in candidates_of([2] * 7).packs(row_bytes=30)]
+    monkeypatch.setattr(scoring, "PASS_BYTES", 100)
+    sizes = [len(pack.index) for pack in candidates_of([2] * 7).packs(row_bytes=30, vocabulary=0)]
     assert sizes == [3, 3, 1]
+
+
+def test_packs_are_bounded_by_the_bytes_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "PASS_BYTES", 2 * 4 * 100 * 8)  # two rows of four tokens of 100 words
+    sizes = [len(pack.index) for pack in candidates_of([4, 4, 4, 2, 2, 2, 2]).packs(row_bytes=0, vocabulary=100)]
+    assert sizes == [2, 2, 3]  # the last of four tokens decides for its pack; two tokens leave room for more rows
 
 
 def test_an_empty_candidate_costs_nothing() -> None:
@@ -142,3 +148,37 @@ def test_an_output_layer_sees_only_what_is_selected() -> None:
         narrow = head(hidden)
     torch.testing.assert_close(narrow, head(hidden)[:, -1])
     assert head(hidden).shape == (2, 5, 6)
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_samples_may_have_no_candidates(family: str, model_section: Callable[..., dict]) -> None:
+    model = build(model_section(family))
+    own = ["yes", "a green square"]
+    some = model.score_candidates(images(3), TEXTS, [[], own, []])
+    assert [len(scores) for scores in some] == [0, 2, 0]
+    torch.testing.assert_close(some[1], model.score_candidates(images(3), TEXTS, [["no"], own, ["no"]])[1])
+    assert [len(scores) for scores in model.score_candidates(images(3), TEXTS, [[], [], []])] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_candidates_of_one_token_take_no_pass_of_their_own(
+    family: str, model_section: Callable[..., dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(model_section(family))
+    monkeypatch.setattr(Candidates, "packs", lambda self, *_: iter(()))
+    # T5's answers end in </s>, so that one word is two tokens and nothing but the empty answer is one.
+    short = [[""]] * 3 if family == "t5" else [["yes", "no"], ["a"], ["circle", "red", "b"]]
+    found = model.score_candidates(images(3), TEXTS, short)
+    monkeypatch.setattr(f"{__name__}.CANDIDATES", short)
+    for ours, plain in zip(found, plain_scores(model), strict=True):
+        torch.testing.assert_close(ours, torch.tensor(plain), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_half_precision_scores_are_near(family: str, model_section: Callable[..., dict]) -> None:
+    whole = build(model_section(family, llm_precision="fp32", vit_precision="fp32"))
+    half = build(model_section(family, llm_precision="bf16", vit_precision="bf16"))
+    expected = torch.cat(whole.score_candidates(images(3), TEXTS, CANDIDATES))
+    found = torch.cat(half.score_candidates(images(3), TEXTS, CANDIDATES))
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() <= 0.05 * expected.norm()

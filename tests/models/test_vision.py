@@ -99,3 +99,14 @@ def test_picture_size_and_precision_are_checked() -> None:
     with pytest.raises(ConfigError) as caught:
         build_vision_encoder(SMALL, 33, precision="fp8")
     assert "image_size" in str(caught.value) and "vit_precision" in str(caught.value)
+
+
+def test_weights_from_a_file_are_the_first_that_the_encoder_has_and_its_own(tmp_path: Path) -> None:
+    spec = replace(SMALL, weights=weights_of(SMALL, tmp_path / "vit.safetensors"))
+    before = torch.get_rng_state()
+    encoder = build_vision_encoder(spec, 32, precision="fp32")
+    assert torch.equal(torch.get_rng_state(), before)  # no random numbers were drawn for what is then overwritten
+    tensors = encoder.state_dict().values()
+    assert all(
+        tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors
+    )  # not a view into a mapped file
