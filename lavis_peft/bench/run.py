@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from lavis_peft.bench import huggingface, measure, parts, sizes, startup, table
+from lavis_peft.bench import epochs, huggingface, measure, parts, sizes, startup, table
 from lavis_peft.bench.contender import Ours
 from lavis_peft.bench.plain import Plain, Single
 from lavis_peft.bench.table import Row
 from lavis_peft.bench.work import Work
 from lavis_peft.models.linear import plain_products
 
-WHAT = ("train", "rank", "generate", "start-up")
+WHAT = ("train", "rank", "generate", "start-up", "epochs")
 AGAINST = ("plain", "single", "huggingface")
 _OURS = "lavis-peft"
 _PRODUCT = "matrix product"
@@ -97,7 +97,11 @@ def _models(
         _note_ranks({name: one.rank(work) for name, one in contenders.items() if hasattr(one, "rank")}, notes)
     rows: list[Row] = []
     peak = 0.0
-    for each in what:
+    if "epochs" in what:
+        drawn = partial(sizes.work, plan.size, device="cpu")
+        pictures = epochs.Pictures.drawn(drawn, plan.batch, plan.device, folder)
+        rows += epochs.rows(contenders, _OURS, pictures, plan.repeats, progress)
+    for each in (each for each in what if each != "epochs"):
         able = {name: getattr(one, each) for name, one in contenders.items() if hasattr(one, each)}
         if each != "rank":  # `single` is another way to rank, and nothing else
             able.pop("single", None)
@@ -107,7 +111,7 @@ def _models(
     if "train" in what:
         times = [parts.step_parts(ours, work, _loader(section, plan)) for _ in range(max(2, plan.repeats))]
         split = {part: statistics.median(each[part] for each in times) for part in parts.PARTS}
-    return rows, {"peak_flops": {str(dtype).removeprefix("torch."): peak}, "parts": split}
+    return rows, {"peak_flops": {str(dtype).removeprefix("torch."): peak} if peak else {}, "parts": split}
 
 
 def _half(plan: Plan) -> torch.dtype:
