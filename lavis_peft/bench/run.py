@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from lavis_peft.bench import huggingface, measure, parts, sizes, startup, table
+from lavis_peft.bench import epochs, huggingface, measure, parts, sizes, startup, table
 from lavis_peft.bench.contender import Ours
 from lavis_peft.bench.plain import Plain, Single
 from lavis_peft.bench.table import Row
 from lavis_peft.bench.trial import fitting, tried
 from lavis_peft.bench.work import Work
 
-WHAT = ("train", "rank", "generate", "start-up")
+WHAT = ("train", "rank", "generate", "start-up", "epochs")
 AGAINST = ("plain", "single", "huggingface")
 _OURS = "lavis-peft"
 _PRODUCT = "matrix product"
@@ -100,7 +100,11 @@ def _models(
     rows: list[Row] = []
     peak = 0.0
     timed: list[str] = []
-    for each in what:
+    if "epochs" in what:
+        drawn = partial(sizes.work, plan.size, device="cpu")
+        pictures = epochs.Pictures.drawn(drawn, plan.batch, plan.device, folder)
+        rows += epochs.rows(contenders, _OURS, pictures, plan.repeats, progress)
+    for each in (each for each in what if each != "epochs"):
         able = {name: one for name, one in contenders.items() if hasattr(one, each)}
         if each != "rank":  # `single` is another way to rank, and nothing else
             able.pop("single", None)

@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": ("lavis_peft.cli.evaluate", "Score a model on its test splits, as LAVIS's evaluate.py does."),
     "experiments": ("lavis_peft.cli.experiments", "Show, run and tabulate the paper's experiments."),
     "export": ("lavis_peft.cli.export", "Write the adapters of a checkpoint in peft's own layout."),
+    "features": ("lavis_peft.cli.features", "Fill and look after a cache of vision features."),
     "import": ("lavis_peft.cli.import_", "Make a checkpoint of an adapter in peft's layout."),
     "inspect": ("lavis_peft.cli.inspect", "Count what a run config would train, without loading weights."),
     "merge": ("lavis_peft.cli.merge", "Put the adapters of a checkpoint into the base weights."),

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from lavis_peft.datasets.images import ImageFiles, UnreadableImage
 from lavis_peft.datasets.records import Record
 from lavis_peft.datasets.template import Template, letter, options
 from lavis_peft.errors import DataError
+
+#: A sample's key, where it may have features in place of its picture: loads the picture after all.
+_PICTURE = "load_picture"
 
 
 class InstructDataset(Dataset):
@@ -53,13 +57,22 @@ class InstructDataset(Dataset):
         self._images = images
         self._prompt = prompt
         self._target = target
-        self._vis_processor = vis_processor
+        self.vis_processor = vis_processor
         self._text_processor = text_processor
         self._train = train
         self._option_separator = option_separator
         self._every_answer = train and every_answer
         self._seed = 0
         self._epoch = 0
+        self._features: Any = None
+
+    def use_features(self, features: Any) -> None:
+        """From now on, give a picture's features in place of the picture where there are any.
+
+        Args:
+            features: A `features.use.CachedFeatures`.
+        """
+        self._features = features
 
     def set_epoch(self, epoch: int, seed: int | None = None) -> None:
         """Choose the epoch whose draws follow; call it before the epoch's data workers start.
@@ -96,13 +109,13 @@ class InstructDataset(Dataset):
         """
         record = self.records[index]
         try:
-            picture = self._images.read(record.image, record.where)
+            image = self._image(record, index)
         except UnreadableImage as error:
             if self._train and self.gives_bad_samples:
                 return BadSample(str(error))
             raise
         sample = {
-            "image": self._tensor(picture, index),
+            "image": image,
             "text_input": self._prompt_of(record),
             "text_output": self._render_target(record, self._draw_answer(record, index)),
             "question_id": record.question_id,
@@ -115,15 +128,32 @@ class InstructDataset(Dataset):
             "candidates": [self._render_target(record, choice) for choice in record.choices],
             "instance_id": str(index),
         }
+        if self._features is not None:
+            sample[_PICTURE] = partial(self._picture, record, index)
         if self._every_answer:
             sample["targets"] = [self._render_target(record, answer) for answer in record.answers]
         return sample
 
-    def _tensor(self, picture: Any, index: int) -> torch.Tensor:
-        if not self._train or getattr(self._vis_processor, "deterministic", False):
-            return self._vis_processor(picture)
-        with drawing_from(f"image-{self._seed}-{self._epoch}-{index}"):
-            return self._vis_processor(picture)
+    def _image(self, record: Record, index: int) -> torch.Tensor:
+        found = None if self._features is None else self._features.of(record.image, self._view(index))
+        return self._picture(record, index) if found is None else found
+
+    def _view(self, index: int) -> int:
+        return self._epoch + index if self._train else 0
+
+    def _picture(self, record: Record, index: int) -> torch.Tensor:
+        picture = self._images.read(record.image, record.where)
+        if not self._draws:
+            return self.vis_processor(picture)
+        name = f"image-{self._seed}-{self._epoch}-{index}"
+        if self._features is not None:
+            name = self._features.draw(record.image, self._view(index))
+        with drawing_from(name):
+            return self.vis_processor(picture)
+
+    @property
+    def _draws(self) -> bool:
+        return (self._train or self._features is not None) and not getattr(self.vis_processor, "deterministic", False)
 
     def _draw_answer(self, record: Record, index: int) -> str:
         if not self._train or len(record.answers) == 1:
@@ -140,7 +170,7 @@ class InstructDataset(Dataset):
         return self._target.render(values)
 
     def collater(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Samples as a batch: ``image`` stacked to (B, 3, H, W), every other key a list.
+        """Samples as a batch: ``image`` stacked to (B, 3, H, W), or to features (B, P, C); every other key a list.
 
         With ``every_answer`` a sample of k answers becomes k, so that B is the number of answers.
 
@@ -149,14 +179,25 @@ class InstructDataset(Dataset):
         """
         if self._every_answer:
             samples = [{**sample, "text_output": target} for sample in samples for target in sample["targets"]]
+        samples = [{key: value for key, value in sample.items() if key != _PICTURE} for sample in _alike(samples)]
         shapes = {tuple(sample["image"].shape) for sample in samples}
         if len(shapes) > 1:
             raise DataError(
                 f"pictures of different sizes in one batch: {sorted(shapes)}; the vis_processor must give one size"
             )
         batch: dict[str, Any] = {key: [sample[key] for sample in samples] for key in samples[0]}
-        batch["image"] = torch.stack(batch["image"])  # (B, 3, H, W)
+        batch["image"] = torch.stack(batch["image"])  # (B, 3, H, W) or (B, P, C)
         return batch
+
+
+def _alike(samples: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """The samples, all with pictures where not all have features."""
+    if len({sample["image"].dim() for sample in samples}) == 1:
+        return samples
+    return [
+        {**sample, "image": sample[_PICTURE]()} if _PICTURE in sample and sample["image"].dim() == 2 else sample
+        for sample in samples
+    ]
 
 
 def _prompt_values(record: Record, option_separator: str) -> dict[str, str]:

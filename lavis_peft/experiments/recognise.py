@@ -121,6 +121,8 @@ def _neutral(key: str) -> bool:
     section, name, *rest = key.split(".")
     if section == "datasets":
         return bool(rest) and rest[0] in _NEUTRAL_DATA
+    if (section, name) == ("run", "feature_cache"):
+        return rest != ["augmentations"]  # the same features, wherever they are kept
     # The adapters are what the experiment was recognised by, whichever way they were written.
     return (section == "run" and name in _NEUTRAL_RUN) or (section == "model" and name in ("adapters", "model_type"))
 

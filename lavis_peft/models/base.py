@@ -30,6 +30,7 @@ from lavis_peft.models.language import build_language_model, read_config
 from lavis_peft.models.linear import quicken
 from lavis_peft.models.loading import Checkpointed, load_base_weights
 from lavis_peft.models.machine import machine_problems, save_memory
+from lavis_peft.models.parking import park, watch
 from lavis_peft.models.parts import Parts
 from lavis_peft.models.qformer import build_qformer, check_qformer, load_qformer_tokenizer
 from lavis_peft.models.spec import ModelSpec, local_folder, parse_model
@@ -46,6 +47,7 @@ class Blip2InstructPeft(Encoding, Answering, Parts, Checkpointed):
         spec: The checked `model` section.
         weights: False builds shapes only, for the meta device: nothing is read, and no tokenizer is needed.
         base_follows: Leave on the meta device what `load_base_weights` will put in place, so that it is allocated once.
+        vision_later: Leave the vision encoder's weights unread, if they are in a file, until a picture is encoded.
     """
 
     PRETRAINED_MODEL_CONFIG_DICT: ClassVar[dict[str, str]] = {}
@@ -58,7 +60,13 @@ class Blip2InstructPeft(Encoding, Answering, Parts, Checkpointed):
     tokenizer: Any
 
     def __init__(
-        self, spec: ModelSpec, *, model_type: str | None = None, weights: bool = True, base_follows: bool = False
+        self,
+        spec: ModelSpec,
+        *,
+        model_type: str | None = None,
+        weights: bool = True,
+        base_follows: bool = False,
+        vision_later: bool = False,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -88,7 +96,11 @@ class Blip2InstructPeft(Encoding, Answering, Parts, Checkpointed):
             drop_path_rate=spec.drop_path_rate,
             use_grad_checkpoint=spec.use_grad_checkpoint,
             precision=spec.vit_precision,
+            later=vision_later,
         )
+        watch(self.visual_encoder)
+        if vision_later and self.visual_encoder.source is not None:
+            park(self.visual_encoder)
         self.visual_encoder.requires_grad_(False).eval()
         self.visual_encoder.train = partial(disabled_train, self.visual_encoder)  # a bound method couldn't be unpickled
         vocab = len(self.tokenizer) if self.tokenizer is not None else None
@@ -165,8 +177,8 @@ class Blip2InstructPeft(Encoding, Answering, Parts, Checkpointed):
         """Training loss.
 
         Args:
-            samples: ``image`` (B, 3, H, W), ``text_input`` and ``text_output``: B instructions and targets; in
-                evaluation ``adapter`` may name each sample's adapter.
+            samples: ``image`` (B, 3, H, W), or features in its place as `encode_images` takes them; ``text_input`` and
+                ``text_output``: B instructions and targets; in evaluation ``adapter`` may name each sample's adapter.
 
         Returns:
             ``{"loss": …}``, the mean over the targets' tokens; in training, AdaLoRA's orthogonality term is added.
@@ -191,8 +203,12 @@ class Blip2InstructPeft(Encoding, Answering, Parts, Checkpointed):
         return parse_model(section, family=cls.family, llm_key=cls.llm_key)
 
     @classmethod
-    def from_config(cls, cfg: Any) -> "Blip2InstructPeft":
+    def from_config(cls, cfg: Any, vision_later: bool = False) -> "Blip2InstructPeft":
         """Build the model a run config describes: base weights, then adapters, then a finetuned checkpoint.
+
+        Args:
+            cfg: Its `model` section.
+            vision_later: As the constructor's.
 
         Raises:
             ConfigError: Every problem of the section, before anything is loaded.
@@ -201,7 +217,7 @@ class Blip2InstructPeft(Encoding, Answering, Parts, Checkpointed):
         cls.on_meta(cfg)  # a sub-layer that matches nothing is found here, before a weight is read
         spec = cls.parse_config(cfg)
         based = bool(spec.load_pretrained and spec.pretrained)
-        model = cls(spec, model_type=cfg.get("model_type"), base_follows=based)
+        model = cls(spec, model_type=cfg.get("model_type"), base_follows=based, vision_later=vision_later)
         if based:
             load_base_weights(model, spec.pretrained)
         elif spec.qformer is None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lavis_peft.models.parking import fetch
 from lavis_peft.models.switching import Switching
 from lavis_peft.models.tokens import TokenCache
 
@@ -34,19 +35,24 @@ class Encoding(Switching):
 
     def maybe_autocast(self, dtype: torch.dtype = torch.float16) -> contextlib.AbstractContextManager:
         """LAVIS's autocast on a GPU; on a CPU only where weights are held in half precision, or `autocast_to` asks."""
-        device = self.device.type
-        if device != "cpu" or self._autocast_dtype is not None:
-            return torch.autocast(device, dtype=self._autocast_dtype or dtype)
+        lower = self.autocast_dtype(dtype)
+        return contextlib.nullcontext() if lower is None else torch.autocast(self.device.type, dtype=lower)
+
+    def autocast_dtype(self, dtype: torch.dtype = torch.float16) -> torch.dtype | None:
+        """What `maybe_autocast` computes in; None where it does nothing."""
+        if self.device.type != "cpu" or self._autocast_dtype is not None:
+            return self._autocast_dtype or dtype
         # By the weights, not by the YAML: LAVIS's load_model_and_preprocess casts a model for a CPU to float32.
         weights = (next(self.llm.parameters()), self.visual_encoder.blocks[0].attn.qkv.weight)
         half = any(weight.dtype in (torch.float16, torch.bfloat16) for weight in weights)
-        return torch.autocast("cpu", dtype=torch.bfloat16) if half else contextlib.nullcontext()
+        return torch.bfloat16 if half else None
 
     def encode_images(self, image: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Visual prefix for the language model.
 
         Args:
-            image: (B, 3, H, W), or (B, 3, T, H, W) for video, whose frames are encoded one by one.
+            image: (B, 3, H, W); (B, 3, T, H, W) for video, whose frames are encoded one by one; or (B, P, width), what
+                `encode_vision` made of pictures before, in any precision.
             texts: The instruction of each sample, which the Q-Former reads.
 
         Returns:
@@ -57,10 +63,17 @@ class Encoding(Switching):
         prefix = torch.cat([self._encode_frame(frame, tokens) for frame in frames], dim=1)
         return prefix, torch.ones(prefix.shape[:2], dtype=torch.long, device=image.device)
 
-    def _encode_frame(self, frame: Tensor, tokens: Any) -> Tensor:
+    @torch.no_grad()  # frozen, and at the beginning: nothing of it is kept for a backward pass
+    def encode_vision(self, pictures: Tensor) -> Tensor:
+        """The vision encoder's output for pictures (B, 3, H, W): (B, P, width), float32."""
+        fetch(self.visual_encoder, self.device)
         with self.maybe_autocast():
-            with torch.no_grad():  # frozen, and at the beginning: nothing of it is kept for a backward pass
-                features = self.visual_encoder(frame)
+            return self.visual_encoder(pictures)
+
+    def _encode_frame(self, frame: Tensor, tokens: Any) -> Tensor:
+        # The encoder's residual stream is in float32, whatever its layers compute in.
+        features = frame.float() if frame.dim() == 3 else self.encode_vision(frame)
+        with self.maybe_autocast():
             features = self.normed(features)  # (B, P, width of the vision encoder)
         ones = torch.ones(features.shape[:2], dtype=torch.long, device=frame.device)
         queries = self.queries(frame.shape[0])  # (B, Q, width of the Q-Former)

@@ -17,7 +17,8 @@ from lavis_peft.hf.keys import is_unused
 from lavis_peft.hf.tensors import EMBEDDINGS, language_recipes
 from lavis_peft.models.base import Blip2InstructPeft
 from lavis_peft.models.spec import local_folder
-from lavis_peft.models.vision import VisionSpec, weights_file
+from lavis_peft.models.vision import VisionSpec
+from lavis_peft.models.vision_weights import weights_file
 
 VISION = "visual_encoder."
 

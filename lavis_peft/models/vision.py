@@ -12,22 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from lavis_peft.adapters.checkpoint import read_checkpoint
-from lavis_peft.adapters.placing import taken_over
-from lavis_peft.checks import shortened
-from lavis_peft.errors import CheckpointError, ConfigError
+from lavis_peft.errors import ConfigError
 from lavis_peft.models.conv_stem import ConvStem
+from lavis_peft.models.vision_weights import load_weights
 
 if TYPE_CHECKING:
     from lavis.models.eva_vit import VisionTransformer
 
-_EVA_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
-# EVA-CLIP g/14 has 40 blocks and a classification head; BLIP-2 reads the output of block 39, so these keys of the
-# file have no place in the model. Any other key that doesn't fit is an error.
-_EVA_UNUSED = ("blocks.39.", "norm.", "fc_norm.", "head.", "mask_token")
 _STEMS = ("linear", "conv")
 _PRECISIONS = ("fp16", "bf16", "fp32")
 
@@ -151,10 +145,12 @@ def build_vision_encoder(
     drop_path_rate: float = 0.0,
     use_grad_checkpoint: bool = False,
     precision: str = "fp16",
+    later: bool = False,
 ) -> "VisionTransformer":
     """Build LAVIS's vision transformer at the spec's sizes and load its weights, if it names any.
 
-    With `weights` None it also builds under `torch.device("meta")`, without a download.
+    With `weights` None it also builds under `torch.device("meta")`, without a download. Its attribute `source` is where
+    its weights come from, None for random ones.
 
     Args:
         spec: Sizes and weights.
@@ -162,6 +158,7 @@ def build_vision_encoder(
         drop_path_rate: Stochastic depth of the last block.
         use_grad_checkpoint: Recompute activations in the backward pass.
         precision: `fp16` and `bf16` convert convolutions and linear layers to half precision; `fp32` leaves them.
+        later: Leave the weights of a file unread.
 
     Raises:
         ConfigError: A wrong `img_size` or `precision`.
@@ -195,8 +192,9 @@ def build_vision_encoder(
         if spec.stem == "conv":
             encoder.patch_embed = ConvStem(img_size, spec.patch_size, spec.embed_dim)
     _to_half(encoder, precision)
-    if spec.weights is not None:
-        _load(encoder, spec.weights)
+    encoder.source = spec.weights
+    if spec.weights is not None and not later:
+        load_weights(encoder, spec.weights)
     return encoder
 
 
@@ -207,44 +205,3 @@ def _to_half(encoder: nn.Module, precision: str) -> None:
     for layer in encoder.modules():
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
             layer.to(torch.float16 if precision == "fp16" else torch.bfloat16)
-
-
-def _load(encoder: "VisionTransformer", weights: str) -> None:
-    from lavis.models.eva_vit import interpolate_pos_embed
-
-    tensors = _read(weights)
-    foreign = [key for key in tensors if not key.startswith(_EVA_UNUSED)]
-    tensors = {key: value for key, value in tensors.items() if key in encoder.state_dict()}
-    foreign = [key for key in foreign if key not in tensors]
-    missing = [key for key in encoder.state_dict() if key not in tensors]
-    if foreign or missing:
-        raise CheckpointError(
-            f"{weights}: not the weights of this vision encoder; "
-            f"missing: {_listed(missing)}; foreign: {_listed(foreign)}"
-        )
-    interpolate_pos_embed(encoder, tensors)
-    try:
-        encoder.load_state_dict(taken_over(tensors, encoder.state_dict()), strict=True, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{weights}: not the weights of this vision encoder; {error}") from error
-
-
-def weights_file(weights: str) -> Path:
-    """The file that `VisionSpec.weights` stands for; LAVIS's download for ``eva_clip_g``."""
-    if weights != "eva_clip_g":
-        return Path(weights).expanduser()
-    from lavis.common.dist_utils import download_cached_file
-
-    return Path(download_cached_file(_EVA_URL, check_hash=False, progress=True))
-
-
-def _read(weights: str) -> dict[str, Tensor]:
-    path = weights_file(weights)
-    try:
-        return read_checkpoint(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: can't be read as model weights ({error})") from error
-
-
-def _listed(keys: list[str]) -> str:
-    return shortened(keys, shown=8) or "none"

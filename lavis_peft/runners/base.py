@@ -1,5 +1,6 @@
 """What the plugin's runners share on top of LAVIS's RunnerBase (1.0.2 and main): where and on what a run happens."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ from lavis.runners.runner_base import RunnerBase
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lavis_peft.cores import available_cores
+from lavis_peft.cores import data_workers
 from lavis_peft.errors import ConfigError
+from lavis_peft.features.encoder import Encoder
+from lavis_peft.features.filling import Filling
+from lavis_peft.features.prepare import prepare
 from lavis_peft.runners import distributed, optim
 from lavis_peft.runners.allocation import Allocation, StepScaler
 from lavis_peft.runners.config import run_spec
@@ -168,11 +172,25 @@ class BaseRunnerPeft(RunnerBase):
             )
         return self._train_loader
 
+    def _use_features(self, splits: Iterable[str]) -> None:
+        """With `run.feature_cache`, let these splits give features in place of pictures; what is missing is computed.
+
+        Before the model is wrapped: afterwards its vision encoder is put away.
+        """
+        if self.spec.feature_cache is None:
+            return
+        # By name, until they are joined.
+        named = self.datasets.values() if self._dataloaders is None else [self.datasets]
+        used = [found[split] for split in dict.fromkeys(splits) for found in named if split in found]
+        self._model = self._model.to(self.device)
+        batch_size = self.spec.batch_size_eval or self.spec.batch_size_train or 16
+        filling = Filling(Encoder(self._model), batch_size, self._workers, self.spec.on_bad_sample == "skip")
+        prepare(self.spec.feature_cache, used, filling)
+
     def _eval_loader(self, dataset: Any) -> Any:
         batch_size = self.spec.batch_size_eval or self.spec.batch_size_train or 16
         return eval_loader(dataset, batch_size, self._workers, self.spec.use_dist_eval_sampler, self.cuda_enabled)
 
     @property
     def _workers(self) -> int:
-        default = min(4, available_cores()) if self.cuda_enabled else 0
-        return default if self.spec.num_workers is None else self.spec.num_workers
+        return data_workers(self.spec.num_workers, self.cuda_enabled)

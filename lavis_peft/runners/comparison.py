@@ -7,6 +7,7 @@ from typing import Any
 
 from lavis_peft.checks import suggestion
 from lavis_peft.errors import ConfigError
+from lavis_peft.features.spec import CacheSpec
 from lavis_peft.runners.foreign_keys import PROCESS_KEYS
 from lavis_peft.runners.spec import IterRunSpec, RunSpec
 
@@ -117,9 +118,11 @@ def _read(key: str, value: Any) -> Any:
     if spec is None:
         return value
     try:
-        return spec.default if value is None else spec.metadata["convert"](value)
+        found = spec.default if value is None else spec.metadata["convert"](value)
     except ValueError:
         return value
+    # Where features are kept doesn't matter, and whether they are only where that rounds or draws otherwise.
+    return found.effect if isinstance(found, CacheSpec) else found
 
 
 def _leaves(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:

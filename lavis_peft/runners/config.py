@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lavis_peft.checks import first_line, listing, suggestion
 from lavis_peft.errors import ConfigError
+from lavis_peft.features.config import cache_of, cache_problems, check_processors
 from lavis_peft.research import ARCHS
 from lavis_peft.runners.config_file import read_run_file
 from lavis_peft.runners.spec import OURS, IterRunSpec, RunSpec, parse_run
@@ -117,8 +118,9 @@ def check_config(config: DictConfig, where: str = "") -> None:
         ConfigError: Lists the problems of all sections.
     """
     problems = model_problems(config.model) or _model_section_problems(config)
+    problems += cache_problems(config.run, registry.get_model_class(str(config.model.get("arch"))))
     for name, section in config.datasets.items():
-        problems += _dataset_problems(name, section) or _dataset_section_problems(name, section)
+        problems += _dataset_problems(name, section) or _dataset_section_problems(name, section, config)
     problems += _run_problems(config)
     if problems:
         raise ConfigError(problems, where=where)
@@ -167,13 +169,19 @@ def _model_section_problems(config: DictConfig) -> list[str]:
     return _found_by(lambda: model_cls.parse_config(model_section(config)))
 
 
-def _dataset_section_problems(name: str, section: DictConfig) -> list[str]:
-    builder = registry.get_builder_class(name)
+def _dataset_section_problems(name: str, section: DictConfig, config: DictConfig) -> list[str]:
+    builder, cache = registry.get_builder_class(name), cache_of(config.run)
     if not _is_plugins(builder):
-        return []
+        return [] if cache is None else [f"run.feature_cache: needs datasets of the plugin's, and {name} isn't"]
     # The plugin's builders check their section when they are made, and read the data later.
     alone = OmegaConf.create({"datasets": {name: section}})
-    return _found_by(lambda: builder(dataset_sections(alone)[name]))
+
+    def check() -> None:
+        processors = builder(dataset_sections(alone)[name]).vis_processors
+        if cache is not None:
+            check_processors(cache, processors, f"datasets.{name}.vis_processor", bool(config.run.get("evaluate")))
+
+    return _found_by(check)
 
 
 def _unknown(key: str, name: object, known: list[str]) -> str:

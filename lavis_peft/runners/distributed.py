@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lavis_peft.checks import first_line
 from lavis_peft.errors import ConfigError, RunFailed
 from lavis_peft.runners import peers
+from lavis_peft.runners.parked import leave_out_parked
 from lavis_peft.runners.precision import check_device
 
 _log = logging.getLogger(__name__)
@@ -133,6 +134,8 @@ def wrap(model: nn.Module) -> nn.Module:
     if world_size() == 1 or not trainable:  # DistributedDataParallel refuses a model without gradients
         return model
     on_gpu = trainable[0].device.type == "cuda"
+    on_gpu = trainable[0].device.type == "cuda"
+    leave_out_parked(model, trainable[0].device)
     return DistributedDataParallel(
         model,
         device_ids=[torch.cuda.current_device()] if on_gpu else None,

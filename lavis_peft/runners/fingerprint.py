@@ -28,8 +28,18 @@ def frozen_weights(model: nn.Module) -> dict[str, str]:
         are left out.
     """
     parts = model.all_parts() if hasattr(model, "all_parts") else {"model": model}
-    own = {part: [p for p in _parameters(item) if not p.requires_grad] for part, item in parts.items()}
-    return {part: _digest(parameters) for part, parameters in own.items() if parameters}
+    return {part: fingerprint_of(item) for part, item in parts.items() if _frozen(item)}
+
+
+@torch.no_grad()
+def fingerprint_of(item: nn.Module | nn.Parameter) -> str:
+    """A fingerprint of a part's frozen parameters; where they weren't read, whoever left that out knows it."""
+    parameters = _frozen(item)
+    return item.fingerprint if any(each.is_meta for each in parameters) else _digest(parameters)
+
+
+def _frozen(item: nn.Module | nn.Parameter) -> list[nn.Parameter]:
+    return [parameter for parameter in _parameters(item) if not parameter.requires_grad]
 
 
 def _parameters(item: nn.Module | nn.Parameter) -> Iterable[nn.Parameter]:

@@ -84,6 +84,7 @@ class RunnerPeft(ScoringRunner):
             if self.continues:  # what is scored afterwards isn't part of the run
                 self._use_folder(make_run_folder(self.spec.output_dir, now()))
             self._take_given_weights()
+            self._prepare_features(self.spec.test_splits)
         elif cur_epoch == "best":
             self._reload_best_model(self.plain_model)
         metrics = self._score_tests("evaluation" if skip_reload else cur_epoch)
@@ -93,6 +94,7 @@ class RunnerPeft(ScoringRunner):
     def _evaluate_all(self) -> dict[str, Any]:
         self.log_config()
         self._take_given_weights()
+        self._prepare_features((*self.spec.valid_splits, *self.spec.test_splits))
         for split in self.spec.valid_splits:
             self._record(split, self._score(split, "evaluation"), "evaluation")
         return self._score_tests("evaluation")
@@ -105,6 +107,7 @@ class RunnerPeft(ScoringRunner):
                 return metrics
         else:
             self.log_config()
+        self._prepare_features((*self.spec.train_splits, *self.spec.valid_splits, *self.spec.test_splits))
         self._check_training()
         self.allocation = prepare(self.plain_model, self.optimizer_steps, self.result_dir, self.log)
         resumed = self._go_on()
@@ -122,6 +125,10 @@ class RunnerPeft(ScoringRunner):
         if not self.spec.save_last:
             self.files.drop(last)
         return metrics
+
+    def _prepare_features(self, splits: tuple[str, ...]) -> None:
+        with self._signals.ending_at_once():
+            self._use_features(splits)
 
     def _check_training(self) -> None:
         problems = self.spec.training_problems()

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from lavis_peft.checks import listing, suggestion
 from lavis_peft.errors import ConfigError
+from lavis_peft.features.spec import CacheSpec, feature_cache
 from lavis_peft.runners.foreign_keys import EPOCH_KEYS, ITERATION_KEYS, PROCESS_KEYS, REFUSED_KEYS, TASK_KEYS
 from lavis_peft.runners.precision import BF16, FP16
 from lavis_peft.runners.values import (
@@ -133,6 +134,13 @@ class RunSpec:
     )
     on_full_disk: str = key(
         "stop", "a checkpoint that finds no room on the disk: stop, or continue without it", choice("stop", "continue")
+    )
+    feature_cache: CacheSpec | None = key(  # noqa: RUF009  a frozen class, too
+        None,
+        "a folder that keeps what the frozen vision encoder makes of each picture, so that it is run once; or a "
+        "mapping: `dir`, `dtype` (half; or float32: the same losses to the last bit), `augmentations` (views kept of "
+        "each picture, where the image processor is random)",
+        feature_cache,
     )
     tensorboard: bool | str = key("auto", "write TensorBoard scalars; auto: if it is installed", switch_or_auto)
     use_dist_eval_sampler: bool = key(True, "share evaluation among the processes", switch)

@@ -115,6 +115,13 @@ class InstructTask(BaseTask):
                     dataset.set_epoch(0, seed=int(run.get("seed", 42)))
         return datasets
 
+    def build_model(self, cfg: Any) -> Any:
+        """LAVIS's, with the vision encoder's weights left unread where `run.feature_cache` may make them needless."""
+        cls = registry.get_model_class(cfg.model_cfg.arch)
+        if cfg.run_cfg.get("feature_cache") is None or not hasattr(cls, "encode_vision"):
+            return super().build_model(cfg)
+        return cls.from_config(cfg.model_cfg, vision_later=True)
+
     def before_evaluation(self, model: Any, dataset: Any, **kwargs: Any) -> None:
         """Note which questions must be answered."""
         super().before_evaluation(model, dataset, **kwargs)
