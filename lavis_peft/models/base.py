@@ -29,7 +29,7 @@ from lavis_peft.models.encoding import Encoding
 from lavis_peft.models.language import build_language_model, read_config
 from lavis_peft.models.linear import quicken
 from lavis_peft.models.loading import Checkpointed, load_base_weights
-from lavis_peft.models.machine import machine_problems, save_memory
+from lavis_peft.models.machine import fused_llm, machine_problems, save_memory
 from lavis_peft.models.parking import park, watch
 from lavis_peft.models.parts import Parts
 from lavis_peft.models.qformer import build_qformer, check_qformer, load_qformer_tokenizer
@@ -109,7 +109,7 @@ class Blip2InstructPeft(Encoding, Answering, Parts, Checkpointed):
             self.ln_vision = LayerNorm(self.visual_encoder.num_features)
             self.Qformer, self.query_tokens = build_qformer(spec, self.visual_encoder.num_features, vocab)
             setattr(self, self.projection_key, nn.Linear(self.Qformer.config.hidden_size, width))
-        if spec.kernels == "plain" and hasattr(llm_config, "_attn_implementation"):
+        if not fused_llm(spec) and hasattr(llm_config, "_attn_implementation"):
             llm_config._attn_implementation = "eager"  # otherwise transformers takes the fused one where it has it
         llm = build_language_model(
             spec.llm,
@@ -169,6 +169,8 @@ class Blip2InstructPeft(Encoding, Answering, Parts, Checkpointed):
         if self.adapters.llm.mode == "full":
             self.llm.float()  # AdamW's steps get lost in half precision, and a GradScaler refuses fp16 parameters
         inject.apply(self.adapters, self.adapter_parts(), families, self.extra_parts())
+        if self.spec.kernels == "fast":
+            quicken(self)  # the adapters' own linear layers
         self.adalora = inject.rank_budget(self.adapters, self.adapter_parts(), families)
 
     # Forward

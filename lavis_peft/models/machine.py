@@ -41,6 +41,14 @@ def _quantized_problems(spec: ModelSpec) -> list[str]:
     return problems
 
 
+def fused_llm(spec: ModelSpec) -> bool:
+    """Whether the language model's attention is to be transformers' fused one.
+
+    In half precision without a GPU it isn't: torch's fused form takes twice the time of its own products there.
+    """
+    return spec.kernels == "fast" and (torch.cuda.is_available() or spec.llm_precision == "fp32")
+
+
 def quantization(load_in: str, dtype: torch.dtype) -> dict[str, Any]:
     """Arguments of transformers' ``from_pretrained`` for quantized weights on this process's GPU.
 

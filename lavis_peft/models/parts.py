@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from lavis_peft.models.spec import ModelSpec
@@ -17,6 +18,11 @@ class Parts:
     ln_vision: nn.Module
     query_tokens: nn.Parameter
     Qformer: nn.Module
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes. LAVIS's property lists all parameters each time, which a step asks for several times."""
+        return self.query_tokens.device
 
     @property
     def llm(self) -> nn.Module:

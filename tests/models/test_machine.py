@@ -17,6 +17,8 @@ lavis_peft.register()
 
 from lavis.common.registry import registry  # noqa: E402  after the plugin made LAVIS importable
 
+from lavis_peft.models.machine import fused_llm  # noqa: E402
+
 TEXTS, TARGETS = ["what shape is it ?", "is there a red circle"], ["circle", "yes"]
 
 
@@ -200,3 +202,28 @@ def test_a_language_model_needs_no_more_memory_than_its_weights(tmp_path: Path) 
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert float(result.stdout.split()[-1]) < 1.3
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "kernels", "fused"),
+    [
+        (False, "fp32", "fast", True),
+        (False, "bf16", "fast", False),
+        (True, "bf16", "fast", True),
+        (False, "fp32", "plain", False),
+        (True, "bf16", "plain", False),
+    ],
+)
+def test_where_the_language_models_attention_is_fused(
+    gpu: bool,
+    precision: str,
+    kernels: str,
+    fused: bool,
+    model_section: Callable[..., dict],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    model = build(model_section("t5", llm_precision=precision, kernels=kernels))
+    found = getattr(model.llm.config, "_attn_implementation", None)
+    assert fused_llm(model.spec) is fused
+    assert fused or found in (None, "eager")
