@@ -60,7 +60,8 @@ def _fill(cfg_path: str, options: tuple[str, ...]) -> dict[str, Any]:
         raise ConfigError("run.feature_cache: names no folder; e.g. --options run.feature_cache=features")
     model_spec = registry.get_model_class(cfg.model_cfg.arch).parse_config(cfg.model_cfg)
     by_name = tasks.setup_task(cfg).build_datasets(cfg)
-    splits = dict.fromkeys((*spec.train_splits, *spec.valid_splits, *spec.test_splits))
+    trained = () if spec.evaluate else spec.train_splits
+    splits = dict.fromkeys((*trained, *spec.valid_splits, *spec.test_splits))
     datasets = [found[split] for found in by_name.values() for split in splits if split in found]
     device = distributed.take_device(str(cfg.run_cfg.device))
     vision = VisionAlone(model_spec, device)

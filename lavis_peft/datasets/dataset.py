@@ -61,7 +61,8 @@ class InstructDataset(Dataset):
         self._text_processor = text_processor
         self._train = train
         self._option_separator = option_separator
-        self._every_answer = train and every_answer
+        #: Whether `collater` repeats questions.
+        self.every_answer = train and every_answer
         self._seed = 0
         self._epoch = 0
         self._features: Any = None
@@ -130,7 +131,7 @@ class InstructDataset(Dataset):
         }
         if self._features is not None:
             sample[_PICTURE] = partial(self._picture, record, index)
-        if self._every_answer:
+        if self.every_answer:
             sample["targets"] = [self._render_target(record, answer) for answer in record.answers]
         return sample
 
@@ -177,9 +178,9 @@ class InstructDataset(Dataset):
         Raises:
             DataError: The pictures differ in size.
         """
-        if self._every_answer:
-            samples = [{**sample, "text_output": target} for sample in samples for target in sample["targets"]]
         samples = [{key: value for key, value in sample.items() if key != _PICTURE} for sample in _alike(samples)]
+        if self.every_answer:
+            samples = [{**sample, "text_output": target} for sample in samples for target in sample["targets"]]
         shapes = {tuple(sample["image"].shape) for sample in samples}
         if len(shapes) > 1:
             raise DataError(

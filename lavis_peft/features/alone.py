@@ -26,7 +26,8 @@ class VisionAlone(Encoding):
         self.spec = spec
         self.device = torch.device(device)
         # Of the language model, only the precision has a say in how the vision encoder computes.
-        self.llm = nn.Linear(1, 1, dtype=PRECISIONS[str(spec.llm_precision)])
+        dtype = torch.float32 if spec.adapters.llm.mode == "full" else PRECISIONS[str(spec.llm_precision)]
+        self.llm = nn.Linear(1, 1, dtype=dtype)
         encoder: Any = build_vision_encoder(
             VisionSpec.parse(spec.vit_model), spec.image_size, precision=spec.vit_precision, later=True
         )

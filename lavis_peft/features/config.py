@@ -23,12 +23,13 @@ def cache_of(run: Any) -> CacheSpec | None:
         return None
 
 
-def cache_problems(run: Any, model_cls: Any) -> list[str]:
-    """What is against a cache in this folder, or for this model, one sentence each.
+def cache_problems(run: Any, model_cls: Any, foreign_runner: str | None = None) -> list[str]:
+    """What is against a cache in this folder, for this model or by this runner, one sentence each.
 
     Args:
         run: The run section.
         model_cls: The model's class; None where it is unknown.
+        foreign_runner: The runner's name where it isn't one of the plugin's, which alone read caches.
     """
     cache = cache_of(run)
     if cache is None:
@@ -37,6 +38,10 @@ def cache_problems(run: Any, model_cls: Any) -> list[str]:
     problems = [problem] if problem else []
     if model_cls is not None and not hasattr(model_cls, "encode_vision"):
         problems.append(f"run.feature_cache: needs a model of the plugin's, and {model_cls.__name__} isn't")
+    if foreign_runner is not None:
+        problems.append(
+            f"run.feature_cache: {foreign_runner} knows nothing of it; use run.runner: runner_peft or runner_peft_iter"
+        )
     return problems
 
 

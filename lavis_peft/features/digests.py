@@ -1,4 +1,4 @@
-"""Digests of files, each computed once: a file of the same size and time of change has the same content."""
+"""Digests of files, each computed once: a file of the same size and the same times has the same content."""
 
 import contextlib
 import hashlib
@@ -18,6 +18,10 @@ _CHUNK = 1 << 20
 _FRESH = 2 * 10**9
 _LINES = 1000
 
+#: Size, time of the last change of content, time of the last change of anything: who replaces a file may set the second
+#: back (unzip, cp -p and rsync do), and never the third.
+_State = tuple[int, int, int]
+
 
 class FileDigests:
     """SHA-256 of files' contents, remembered in a folder that processes share; each appends to a file of its own.
@@ -28,7 +32,8 @@ class FileDigests:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known: dict[str, tuple[int, int, bytes]] = {}
+        #: By path and state, so that machines that have files of their own under one path don't displace each other.
+        self._known: dict[tuple[str, _State], bytes] = {}
         self._new: list[str] = []
         self._own = folder / f"{unique_name()}.jsonl"
         self.reload()
@@ -36,17 +41,22 @@ class FileDigests:
     def reload(self) -> None:
         """Take in what other processes have found out."""
         for path in sorted(self._folder.glob("*.jsonl")):
-            for line in path.read_bytes().splitlines():
+            try:
+                lines = path.read_bytes().splitlines()
+            except OSError as error:  # another user's, perhaps; what is in it is computed again
+                _log.warning("%s: can't be read: %s", path, error.strerror)
+                continue
+            for line in lines:
                 self._take(line)
 
     def _take(self, line: bytes) -> None:
         try:
-            path, size, changed, digest = json.loads(line)
+            path, *state, digest = json.loads(line)
             value = bytes.fromhex(digest)
         except (ValueError, TypeError):
             return  # half a line, of a process that was killed
-        if isinstance(path, str) and isinstance(size, int) and isinstance(changed, int) and len(value) == 32:
-            self._known[path] = size, changed, value
+        if isinstance(path, str) and [type(each) for each in state] == [int] * 3 and len(value) == 32:
+            self._known[path, tuple(state)] = value
 
     def known(self, path: str | Path) -> bytes | None:
         """A file's digest, if it was computed before and the file is unchanged.
@@ -54,8 +64,7 @@ class FileDigests:
         Raises:
             OSError: It isn't there.
         """
-        found, state = self._known.get(str(path)), Path(path).stat()
-        return found[2] if found and found[:2] == (state.st_size, state.st_mtime_ns) else None
+        return self._known.get((str(path), _state(path)))
 
     def of(self, path: str | Path) -> bytes:
         """A file's digest; remembered on the disk at the next `save`.
@@ -63,13 +72,13 @@ class FileDigests:
         Raises:
             OSError: It can't be read.
         """
-        if (known := self.known(path)) is not None:
+        now, state = time.time_ns(), _state(path)
+        if (known := self._known.get((str(path), state))) is not None:
             return known
-        state = Path(path).stat()
         digest = _sha256(Path(path))
-        if time.time_ns() - state.st_mtime_ns > _FRESH:
-            self._known[str(path)] = state.st_size, state.st_mtime_ns, digest
-            self._new.append(json.dumps([str(path), state.st_size, state.st_mtime_ns, digest.hex()]) + "\n")
+        if now - max(state[1:]) > _FRESH:
+            self._known[str(path), state] = digest
+            self._new.append(json.dumps([str(path), *state, digest.hex()]) + "\n")
             if len(self._new) >= _LINES:
                 self.save()
         return digest
@@ -93,6 +102,11 @@ class FileDigests:
             except OSError as error:
                 _log.warning("digests of %d files aren't remembered: %s", len(self._new), error)
             self._new = []
+
+
+def _state(path: str | Path) -> _State:
+    found = Path(path).stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _sha256(path: Path) -> bytes:

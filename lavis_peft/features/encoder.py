@@ -56,7 +56,7 @@ class Encoder:
         if source is None:
             weights = self._digest()
         else:
-            weights = digests.of(weights_file(source)).hex()
+            weights = digests.of(weights_file(source).absolute()).hex()
             digests.save()
         return {
             **asdict(replace(VisionSpec.parse(spec.vit_model), weights=None)),

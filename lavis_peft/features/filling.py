@@ -1,16 +1,21 @@
 """Computing the features that a cache lacks."""
 
+import hashlib
+import io
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from lavis_peft.checks import first_line
 from lavis_peft.datasets.bad_samples import BadSample
 from lavis_peft.datasets.dataset import drawing_from
-from lavis_peft.datasets.images import ImageFiles, UnreadableImage
+from lavis_peft.datasets.images import UnreadableImage, decoded
 from lavis_peft.errors import DataError
 from lavis_peft.features.encoder import Encoder
 from lavis_peft.features.space import Space
@@ -26,12 +31,14 @@ class Job:
 
     Args:
         key: Its name in the store.
+        digest: SHA-256 of the picture's file.
         path: The picture's file.
         where: The record that names it.
         draw: What a random transform's draws follow from; "" where nothing is drawn.
     """
 
     key: bytes
+    digest: bytes
     path: str
     where: str
     draw: str
@@ -43,7 +50,6 @@ class _Pictures(Dataset[Any]):
     def __init__(self, jobs: Sequence[Job], processor: Callable[[Any], torch.Tensor]) -> None:
         self._jobs = jobs
         self._processor = processor
-        self._files = ImageFiles()
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -51,13 +57,28 @@ class _Pictures(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor | BadSample]:
         job = self._jobs[index]
         try:
-            picture = self._files.read(job.path, job.where)
+            picture = _read(job)
         except UnreadableImage as error:
             return index, BadSample(str(error))
         if not job.draw:
             return index, self._processor(picture)
         with drawing_from(job.draw):
             return index, self._processor(picture)
+
+
+def _read(job: Job) -> Image.Image:
+    """A job's picture; not one that took its place since its digest was computed, whose features these would not be."""
+    try:
+        content = Path(job.path).read_bytes()
+    except OSError as error:
+        raise UnreadableImage(
+            f"{job.path}: the image can't be read ({first_line(error)}); named by {job.where}"
+        ) from None
+    if hashlib.sha256(content).digest() != job.digest:
+        raise UnreadableImage(
+            f"{job.path}: the image was changed while features were computed; start the run again; named by {job.where}"
+        )
+    return decoded(io.BytesIO(content), job.path, job.where)
 
 
 @dataclass(frozen=True)

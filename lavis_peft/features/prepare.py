@@ -121,7 +121,7 @@ def _jobs(kind: _Kind, digests: Mapping[str, bytes], where: Mapping[str, str]) -
                 continue  # who opens it says what is wrong with it
             for view in range(kind.views):
                 draw = draw_of(digest, view) if kind.random else ""
-                jobs.setdefault(key_of(digest, view), Job(key_of(digest, view), path, where[path], draw))
+                jobs.setdefault(key_of(digest, view), Job(key_of(digest, view), digest, path, where[path], draw))
     return jobs
 
 

@@ -1,5 +1,6 @@
 """Room on the disk."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def check_room(folder: Path, needed: int) -> None:
 def free_bytes(folder: Path) -> int:
     """Free room on the disk of a folder that may not be there yet."""
     place = folder.absolute()
-    while not place.exists():
+    while not os.path.exists(place):  # Path.exists raises where a folder above may not be entered
         place = place.parent
     return shutil.disk_usage(place).free
 

@@ -80,21 +80,25 @@ def read_header(folder: Path) -> dict[str, Any] | None:
         right = (
             right and "class" in found["transform"]["settings"] and {"weights", "image_size"} <= set(found["encoder"])
         )
+        return found if right and found["version"] == _VERSION else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return found if right and found["version"] == _VERSION else None
 
 
 def stores(root: Path) -> list[tuple[dict[str, Any], Store]]:
     """Every kind of features in a cache: its description, and the features.
 
     Raises:
-        ConfigError: The folder isn't a cache.
+        ConfigError: The folder isn't one, or can't be read.
     """
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder")
+    try:
+        folders = sorted(path for path in root.iterdir() if path.is_dir())
+    except OSError as error:
+        raise ConfigError(f"{root}: can't be read: {error.strerror}") from error
     found = []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+    for folder in folders:
         header = read_header(folder)
         if header is None:
             continue

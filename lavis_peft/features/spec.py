@@ -42,9 +42,16 @@ class CacheSpec:
     def folder_problem(self) -> str:
         """Why features can't be kept in the folder, as far as can be seen without making it; "" if nothing is wrong."""
         place = self.folder
-        while not place.exists() and place != place.parent:
+        try:
+            os.stat(place / "files")
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            pass  # the reasons below are plainer
+        except OSError as error:
+            return f"run.feature_cache: {self.dir}: can't be used: {error.strerror}"
+        # Not by Path.exists, which raises where a folder above may not be entered.
+        while not os.path.exists(place) and place != place.parent:
             place = place.parent
-        if not place.is_dir():
+        if not os.path.isdir(place):
             what = "is a file, and must be a folder" if place == self.folder else f"{place} in it is a file"
             return f"run.feature_cache: {self.dir}: {what}"
         # One that is there may be complete, and needn't be written to.
@@ -69,6 +76,10 @@ def feature_cache(value: Any) -> CacheSpec:
     found = {key: item for key, item in section.items() if item is not None}
     if not isinstance(found.get("dir"), str) or not found["dir"].strip():
         raise ValueError("a folder, or a mapping whose `dir` is one")
+    try:
+        Path(found["dir"]).expanduser()
+    except RuntimeError as error:
+        raise ValueError("a folder whose `~` is a user of this machine") from error
     if found.get("dtype", "half") not in DTYPES:
         raise ValueError(f"a mapping whose `dtype` is {' or '.join(DTYPES)}, not {found['dtype']!r}")
     views = found.get("augmentations", 0)

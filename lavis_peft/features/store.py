@@ -5,6 +5,7 @@ on the disk before its line of the index is, and that line carries checksums of 
 process leaves half-written doesn't count, and nobody waits for a lock.
 """
 
+import contextlib
 import logging
 import mmap
 import os
@@ -32,6 +33,8 @@ LINE = _BODY.size + _SUM.size
 #: Entries that turned out to be damaged: file and place.
 _DAMAGED = "damaged.txt"
 _PLACE = re.compile(r"(\S+) (\d+)")
+#: Data files that a process has open at once, at most: each takes one of its file descriptors, often 1,024.
+_OPEN = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class Store:
         self._index: dict[bytes, Entry] = {}
         self._maps: dict[str, mmap.mmap] = {}
         self._checked: set[bytes] = set()
+        self._named: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         # A data worker that is started anew opens the files itself.
@@ -88,8 +92,12 @@ class Store:
 
     def _entries(self, path: Path) -> Iterator[tuple[bytes, Entry]]:
         data = path.with_suffix(".data")
-        whole = data.stat().st_size // self.entry_bytes if data.exists() else 0
-        content = path.read_bytes()
+        try:
+            whole = data.stat().st_size // self.entry_bytes if data.exists() else 0
+            content = path.read_bytes()
+        except OSError as error:  # another user's, perhaps
+            self._name(path.name, error)
+            return
         for start in range(0, len(content) - LINE + 1, LINE):
             body = content[start : start + _BODY.size]
             (checksum,) = _SUM.unpack_from(content, start + _BODY.size)
@@ -99,20 +107,29 @@ class Store:
 
     def _damaged(self) -> set[tuple[str, int]]:
         path = self.folder / _DAMAGED
-        if not path.exists():
+        try:
+            content = path.read_text(errors="replace") if path.exists() else ""
+        except OSError as error:  # they are found anew
+            self._name(path.name, error)
             return set()
-        lines = map(_PLACE.fullmatch, path.read_text(errors="replace").splitlines())
+        lines = map(_PLACE.fullmatch, content.splitlines())
         return {(found[1], int(found[2])) for found in lines if found}
 
     def read(self, key: bytes) -> Tensor | None:
-        """A feature (patches, width); None where there is none, or a damaged one, which no longer counts then."""
+        """A feature (patches, width); None where there is none, or a damaged one, which no longer counts then.
+
+        None, too, where the system refuses to read it, which says nothing about the feature.
+        """
         entry = self._index.get(key)
         if entry is None:
             return None
         try:
             content = self._bytes(entry)
-        except (OSError, ValueError):  # the file is gone or was cut
+        except (FileNotFoundError, ValueError):  # the file is gone or was cut
             content = bytearray()
+        except OSError as error:
+            self._name(f"{entry.file}.data", error)
+            return None
         # Once in each process: the copy that was read, so that nothing can change between the look and the use.
         if len(content) == self.entry_bytes and (key in self._checked or zlib.crc32(content) == entry.checksum):
             self._checked.add(key)
@@ -124,9 +141,18 @@ class Store:
         start = entry.place * self.entry_bytes
         mapped = self._maps.get(entry.file)
         if mapped is None or len(mapped) < start + self.entry_bytes:  # the file may have grown since
+            self._maps.pop(entry.file, None)
+            while len(self._maps) >= _OPEN:
+                del self._maps[next(iter(self._maps))]
             with open(self.folder / f"{entry.file}.data", "rb") as file:
                 mapped = self._maps[entry.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return bytearray(mapped[start : start + self.entry_bytes])
+        return bytearray(memoryview(mapped)[start : start + self.entry_bytes])  # one copy, and the caller's own
+
+    def _name(self, file: str, error: OSError) -> None:
+        """Warn of a file that can't be read, once."""
+        if file not in self._named:
+            self._named.add(file)
+            _log.warning("%s: can't be read: %s", self.folder / file, error.strerror)
 
     def _drop(self, key: bytes, entry: Entry) -> None:
         del self._index[key]
@@ -144,7 +170,11 @@ class Store:
 
     def bytes_on_disk(self) -> int:
         """Bytes of all its files."""
-        return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+        sizes = 0
+        for path in self.folder.iterdir():
+            with contextlib.suppress(OSError):  # a temporary file, gone by now
+                sizes += path.stat().st_size
+        return sizes
 
 
 class Writer:

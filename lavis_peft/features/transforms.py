@@ -4,12 +4,14 @@ import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
 from enum import Enum
+from functools import partial
 from pathlib import PurePath
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
 from lavis_peft.errors import ConfigError
 
@@ -31,22 +33,35 @@ _FIXED = frozenset(
         "_convert_to_rgb",
     ]
 )
+#: Whose classes are known by their names: they change where the library does, and their code is hashed nowhere.
+_LIBRARIES = frozenset(["builtins", "abc", "lavis", "numpy", "torch", "torchvision"])
 
 
 def random_steps(processor: Any) -> list[str]:
     """The names of an image processor's steps that draw random numbers, or that aren't known not to.
 
     Args:
-        processor: One that says so itself in an attribute ``deterministic``, or one of LAVIS's kind, whose
-            ``transform`` is made of torchvision's.
+        processor: One that says so itself in an attribute ``deterministic``, or one of LAVIS's kind, which does nothing
+            but call its ``transform``, made of torchvision's.
     """
     says = getattr(processor, "deterministic", None)
     if isinstance(says, bool):
         return [] if says else [type(processor).__name__]
     transform = getattr(processor, "transform", None)
-    if transform is None:
+    if transform is None or not _only_transforms(type(processor)):
         return [type(processor).__name__]
-    return [name for name in map(_name, _steps(transform)) if name not in _FIXED]
+    return [_name(step) for step in _steps(transform) if not _is_fixed(step)]
+
+
+def _only_transforms(cls: type) -> bool:
+    """Whether a processor is called as LAVIS's are: ``return self.transform(item)``, and nothing besides."""
+    code = getattr(inspect.getattr_static(cls, "__call__", None), "__code__", None)
+    return code is not None and set(code.co_names) <= {"transform"}
+
+
+def _is_fixed(step: Any) -> bool:
+    # A class of one's own may have a name of torchvision's.
+    return _name(step) in _FIXED and str(step.__module__).startswith(("torchvision.", "lavis."))
 
 
 def _steps(transform: Any) -> Iterator[Any]:
@@ -71,8 +86,13 @@ def description(processor: Any) -> Any:
     Raises:
         ConfigError: It has a setting that can't be compared.
     """
-    own = {"code": _source(type(processor))} if not type(processor).__module__.startswith("lavis.") else {}
-    return {**own, "settings": _plain(processor, type(processor).__name__, 0)}
+    return {**_sources(type(processor)), "settings": _plain(processor, type(processor).__name__, 0)}
+
+
+def _sources(cls: type) -> dict[str, list[str]]:
+    """Digests of a class's code and that of the classes it is derived from; of libraries' the names must do."""
+    own = [each for each in cls.__mro__ if each.__module__.partition(".")[0] not in _LIBRARIES]
+    return {"code": [_source(each) for each in own]} if own else {}
 
 
 def _source(cls: type) -> str:
@@ -87,8 +107,10 @@ def _plain(value: Any, where: str, depth: int) -> Any:
         return value
     if isinstance(value, Enum):
         return f"{type(value).__name__}.{value.name}"
-    if isinstance(value, (torch.dtype, torch.device, PurePath)):
+    if isinstance(value, (torch.dtype, torch.device, PurePath, np.generic)):
         return str(value)
+    if OmegaConf.is_config(value):  # LAVIS's processors keep a YAML's lists as they come
+        value = OmegaConf.to_container(value, resolve=True)
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
@@ -104,8 +126,13 @@ def _plain(value: Any, where: str, depth: int) -> Any:
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, FunctionType):
-        inner = [_plain(cell.cell_contents, f"{where}'s variable", depth + 1) for cell in value.__closure__ or ()]
+        read = [cell.cell_contents for cell in value.__closure__ or ()], value.__defaults__, value.__kwdefaults__
+        inner = _plain(read, f"{where}'s variable", depth + 1)
         return [value.__qualname__, hashlib.sha256(_code(value.__code__).encode()).hexdigest(), inner]
+    if isinstance(value, MethodType):
+        return _plain([value.__func__, value.__self__], where, depth + 1)
+    if isinstance(value, partial):
+        return _plain([value.func, value.args, value.keywords], where, depth + 1)
     return _object(value, where, depth)
 
 
@@ -123,4 +150,5 @@ def _object(value: Any, where: str, depth: int) -> Any:
         state = vars(value)
     else:
         raise ConfigError(f"run.feature_cache: the image processor's {where}, a {kind}, can't be compared")
-    return {"class": kind, **{name: _plain(state[name], f"{where}.{name}", depth + 1) for name in sorted(state)}}
+    own = _sources(type(value)) if depth else {}  # the processor's own is told beside its settings
+    return {"class": kind, **own, **{name: _plain(state[name], f"{where}.{name}", depth + 1) for name in sorted(state)}}

@@ -51,5 +51,5 @@ class CachedFeatures:
 
     def draw(self, path: str, view: int) -> str:
         """What the draws of that view follow from."""
-        digest = self.digests.get(os.path.abspath(path), path.encode())
+        digest = self.digests.get(os.path.abspath(path), os.fsencode(path))
         return draw_of(digest, view % self.views)

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lavis_peft.errors import ConfigError
 from lavis_peft.models.parking import fetch
+from lavis_peft.models.spec import ModelSpec
 from lavis_peft.models.switching import Switching
 from lavis_peft.models.tokens import TokenCache
 
@@ -17,6 +19,7 @@ from lavis_peft.models.tokens import TokenCache
 class Encoding(Switching):
     """Mixed into the base model."""
 
+    spec: ModelSpec
     #: The Q-Former's tokenizer; None where only shapes are built.
     tokenizer: Any
     token_cache: TokenCache
@@ -65,7 +68,17 @@ class Encoding(Switching):
 
     @torch.no_grad()  # frozen, and at the beginning: nothing of it is kept for a backward pass
     def encode_vision(self, pictures: Tensor) -> Tensor:
-        """The vision encoder's output for pictures (B, 3, H, W): (B, P, width), float32."""
+        """The vision encoder's output for pictures (B, 3, H, W): (B, P, width), float32.
+
+        Raises:
+            ConfigError: They aren't of the model's size.
+        """
+        height, width = pictures.shape[-2:]
+        if {height, width} != {self.spec.image_size}:
+            raise ConfigError(
+                f"model.image_size: {self.spec.image_size}, but the vis_processor gives pictures of {height} × {width} "
+                "pixels; give its image_size the same number"
+            )
         fetch(self.visual_encoder, self.device)
         with self.maybe_autocast():
             return self.visual_encoder(pictures)

@@ -33,6 +33,8 @@ def read_run(
     from lavis_peft.runners.config_file import read_run_file
 
     config, _ = read_run_file(cfg_path, options)
+    # No run reads or fills it here, and this may be a machine that hasn't its disk.
+    config.run.pop("feature_cache", None)
     check_config(config, where=cfg_path)
     cls = registry.get_model_class(config.model.arch)
     if not issubclass(cls, Blip2InstructPeft):

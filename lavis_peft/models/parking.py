@@ -5,6 +5,7 @@ shapes and precisions are as ever, on the meta device where the weights can be r
 """
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,16 +17,17 @@ from lavis_peft.models.vision_weights import load_weights
 
 def watch(encoder: Any) -> None:
     """Notice when a checkpoint of the model brings weights of the encoder: its own source doesn't say them any more."""
+    # Given the module, and no local function: a model is copied and pickled.
+    encoder._register_load_state_dict_pre_hook(_before_loading, with_module=True)
 
-    def before(state: dict[str, Any], prefix: str, *_: Any) -> None:
-        if not prefix or not any(key.startswith(prefix) for key in state):
-            return  # its own weights, or none
-        if hasattr(encoder, "fingerprint"):
-            raise CheckpointError("it has a vision encoder of its own, and features are read that another one computed")
-        fetch(encoder, "cpu")
-        encoder.source = None
 
-    encoder._register_load_state_dict_pre_hook(before)
+def _before_loading(encoder: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    if not prefix or not any(key.startswith(prefix) for key in state):
+        return  # its own weights, or none
+    if hasattr(encoder, "fingerprint"):
+        raise CheckpointError("it has a vision encoder of its own, and features are read that another one computed")
+    fetch(encoder, "cpu")
+    encoder.source = None
 
 
 def park(encoder: Any) -> None:
@@ -34,7 +36,11 @@ def park(encoder: Any) -> None:
     warnings.filterwarnings("ignore", message=r"for visual_encoder\..*num_batches_tracked.*to a meta parameter")
     encoder.to("meta" if encoder.source is not None else "cpu")
     # Found on the instance before the class's: what moves the model leaves this part where it is.
-    encoder._apply = lambda *_, **__: encoder
+    encoder._apply = partial(_stays, encoder)
+
+
+def _stays(encoder: Any, *_: Any, **__: Any) -> Any:
+    return encoder
 
 
 def is_parked(encoder: nn.Module) -> bool:

@@ -118,7 +118,8 @@ def check_config(config: DictConfig, where: str = "") -> None:
         ConfigError: Lists the problems of all sections.
     """
     problems = model_problems(config.model) or _model_section_problems(config)
-    problems += cache_problems(config.run, registry.get_model_class(str(config.model.get("arch"))))
+    foreign = None if runner_name(config) in OURS else runner_name(config)
+    problems += cache_problems(config.run, registry.get_model_class(str(config.model.get("arch"))), foreign)
     for name, section in config.datasets.items():
         problems += _dataset_problems(name, section) or _dataset_section_problems(name, section, config)
     problems += _run_problems(config)

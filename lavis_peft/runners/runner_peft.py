@@ -107,8 +107,8 @@ class RunnerPeft(ScoringRunner):
                 return metrics
         else:
             self.log_config()
-        self._prepare_features((*self.spec.train_splits, *self.spec.valid_splits, *self.spec.test_splits))
         self._check_training()
+        self._prepare_features((*self.spec.train_splits, *self.spec.valid_splits, *self.spec.test_splits))
         self.allocation = prepare(self.plain_model, self.optimizer_steps, self.result_dir, self.log)
         resumed = self._go_on()
         if self.allocation is not None:
@@ -132,7 +132,8 @@ class RunnerPeft(ScoringRunner):
 
     def _check_training(self) -> None:
         problems = self.spec.training_problems()
-        if not any(parameter.requires_grad for parameter in self.plain_model.parameters()):
+        # Not `plain_model`: it wraps the model, whose vision encoder may be put away yet.
+        if not any(parameter.requires_grad for parameter in self._model.parameters()):
             problems.append("model: nothing in it trains")
         if self.mixed_dtype is torch.bfloat16 and (foreign := foreign_loop(self)):
             problems.append(f"run.amp_dtype: bf16, but {foreign} trains with a loop of its own, which knows fp16 only")

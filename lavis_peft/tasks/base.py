@@ -18,7 +18,7 @@ from lavis_peft.errors import ConfigError
 from lavis_peft.tasks.options import GenerationOptions, parse_options
 from lavis_peft.tasks.results import Row, complete, gather, on_main, write_json
 from lavis_peft.tasks.rows import to_device
-from lavis_peft.tasks.splits import check_splits
+from lavis_peft.tasks.splits import check_joined, check_splits
 
 _log = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ class InstructTask(BaseTask):
         datasets = super().build_datasets(cfg)
         run = cfg.run_cfg
         evaluated = check_splits(run, datasets)
+        check_joined(datasets)
         for name, by_split in datasets.items():
             for split in evaluated:
                 self.check_records(name, split, getattr(by_split.get(split), "records", ()))

@@ -7,6 +7,24 @@ from lavis_peft.checks import listing, suggestion
 from lavis_peft.errors import ConfigError
 
 
+def check_joined(datasets: Mapping[str, Mapping[str, Any]]) -> None:
+    """See that training sets can share a batch: LAVIS makes all of them as the first one's collater does.
+
+    Args:
+        datasets: The datasets by name and split.
+
+    Raises:
+        ConfigError: Some repeat a question for each of its answers, and some don't.
+    """
+    ways = {name: getattr(by_split.get("train"), "every_answer", None) for name, by_split in datasets.items()}
+    if set(ways.values()) >= {True, False}:
+        together, others = ([name for name, way in ways.items() if way is each] for each in (True, False))
+        raise ConfigError(
+            f"datasets: train_answers is together for {listing(together)} and not for {listing(others)}, which are "
+            "trained on together; give all of them the same"
+        )
+
+
 def check_splits(run: Mapping[str, Any], datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """See that every split that the run names is there.
 

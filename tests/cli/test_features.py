@@ -47,6 +47,20 @@ def test_fill_and_run_compute_in_the_same_precision(driver: Any, tmp_path: Path)
     assert row["features"] == 72
 
 
+def test_fill_computes_in_the_precision_of_a_fully_tuned_language_model(driver: Any, tmp_path: Path) -> None:
+    config = driver.write_config(tmp_path, "LoRA, two iterations a step", 1)
+    options = [f"run.feature_cache={tmp_path / 'cache'}", "model.llm_precision=bf16", "model.adapters.llm=full"]
+    options.append("run.evaluate=true")
+    done = invoke("fill", "--cfg-path", config, "--json", "--options", *options)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["pictures"] == 24  # an evaluation reads no training pictures
+    options.append("model.load_pretrained=false")
+    done = CliRunner().invoke(main, ["train", "--cfg-path", str(config), "--options", *options])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(invoke("info", tmp_path / "cache", "--json").stdout)
+    assert row["features"] == 24
+
+
 def test_verify_leaves_damaged_features_to_the_next_run(filled: tuple[Path, Path]) -> None:
     config, cache = filled
     (data,) = cache.glob("*/*.data")
@@ -69,8 +83,23 @@ def test_what_isnt_a_cache_is_named(tmp_path: Path) -> None:
     assert "holds no features" in invoke("info", tmp_path).stdout
     odd = tmp_path / "odd"
     odd.mkdir()
-    (odd / "space.json").write_text('{"fingerprint": "x", "shape": "wide"}')
-    assert "holds no features" in invoke("info", tmp_path).stdout
+    for text in (
+        '{"fingerprint": "x", "shape": "wide"}',
+        '{"fingerprint": "x", "shape": [2, 3], "dtype": "half", "transform": {"settings": {"class": "x"}}, '
+        '"encoder": {"weights": "x", "image_size": 3}}',
+    ):
+        (odd / "space.json").write_text(text)
+        assert "holds no features" in invoke("info", tmp_path).stdout
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for command in ("info", "verify"):
+        done = invoke(command, tmp_path)
+        assert (done.exit_code, f"{tmp_path}: can't be read: Permission denied" in done.output) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +108,7 @@ def test_what_isnt_a_cache_is_named(tmp_path: Path) -> None:
         ("FILE", "run.feature_cache: FILE: is a file, and must be a folder"),
         ("FILE/below", "run.feature_cache: FILE/below: FILE in it is a file"),
         ("{dir: x, dtype: nonsense}", "run.feature_cache: must be a mapping whose `dtype` is half or float32"),
+        ("~nobody-of-that-name/x", "run.feature_cache: must be a folder whose `~` is a user of this machine"),
         ("3", "run.feature_cache: must be a folder, or a mapping of augmentations, dir, dtype, found 3"),
     ],
 )

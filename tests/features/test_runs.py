@@ -1,5 +1,8 @@
 """Whole runs on features, beside runs on pictures."""
 
+import copy as copying
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -23,6 +26,7 @@ from lavis_peft.datasets.images import ImageFiles, UnreadableImage  # noqa: E402
 from lavis_peft.errors import CheckpointError, ConfigError, DiskFull  # noqa: E402
 from lavis_peft.features import room  # noqa: E402
 from lavis_peft.features.space import stores  # noqa: E402
+from lavis_peft.models.load import read_run  # noqa: E402
 from lavis_peft.models.parking import is_parked  # noqa: E402
 
 VARIANT = "LoRA, two iterations a step"
@@ -395,6 +399,58 @@ def test_processes_share_the_fill(plain: Any, driver: Any, nursery: Any, tmp_pat
     assert cached(tmp_path) == PICTURES
 
 
+def test_a_picture_that_changes_meanwhile_never_gives_its_features_to_another(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoded: list[int]
+) -> None:
+    from lavis_peft.features import prepare as module
+
+    data, given = tmp_path / "data", [f"run.feature_cache={tmp_path / 'cache'}", "run.max_epoch=1"]
+    with monkeypatch.context() as patch:  # after the digests, before the features
+        patch.setattr(module, "_announce", lambda *_: shutil.copy(data / "train4.png", data / "train3.png"))
+        with pytest.raises(UnreadableImage, match=r"train3.png: the image was changed while features were computed"):
+            run(str(copy), [*given, f"run.output_dir={tmp_path / 'stopped'}"], training=True)
+    run(str(copy), [*given, f"run.output_dir={tmp_path / 'again'}"], training=True)
+    ((_, store),) = stores(tmp_path / "cache")
+    assert hashlib.sha256((data / "train3.png").read_bytes()).digest() in store
+    assert len(store) == PICTURES - 1
+
+
+def test_what_training_lacks_is_said_before_anything_is_computed(
+    plain: Any, tmp_path: Path, encoded: list[int]
+) -> None:
+    given = [f"run.feature_cache={tmp_path / 'cache'}", f"run.output_dir={tmp_path / 'output'}"]
+    with pytest.raises(ConfigError, match="a step takes 100 iterations and an epoch has 6"):
+        run(str(plain[0]), [*given, "run.accum_grad_iters=100"], training=True)
+    assert encoded == []
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_pictures_of_another_size_than_the_model_s_are_named(plain: Any, tmp_path: Path, cache: bool) -> None:
+    config = yaml.safe_load(plain[0].read_text())
+    config["datasets"]["instruct_json"]["vis_processor"]["train"] = {"name": "peft_image", "image_size": 32}
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(config))
+    given = [f"run.output_dir={tmp_path / 'o'}", *([f"run.feature_cache={tmp_path / 'cache'}"] if cache else [])]
+    with pytest.raises(ConfigError, match="model.image_size: 64, but the vis_processor gives pictures of 32 × 32"):
+        run(str(path), given, training=True)
+
+
+def test_only_the_plugin_s_runners_read_features(plain: Any, tmp_path: Path) -> None:
+    given = [f"run.feature_cache={tmp_path / 'cache'}", "run.runner=runner_base", "run.max_epoch=1"]
+    with pytest.raises(ConfigError, match="run.feature_cache: runner_base knows nothing of it"):
+        run(str(plain[0]), given, training=True)
+
+
+def test_who_only_asks_the_model_needs_no_cache(plain: Any) -> None:
+    """As `predict` does, perhaps on a machine that hasn't the cache's disk."""
+    given = [f"run.feature_cache={plain[0]}/below"]
+    with pytest.raises(ConfigError, match="in it is a file"):
+        build_runner(str(plain[0]), given, training=False)
+    _, _, section = read_run(str(plain[0]), options=given)
+    assert section["arch"] == "blip2_t5_instruct_peft"
+
+
 # ---- the encoder ---------------------------------------------------------------------------------------------------
 
 
@@ -426,6 +482,24 @@ def test_an_encoder_that_was_put_away_comes_back_for_a_picture(plain: Any, tmp_p
         assert is_parked(model.visual_encoder) is False
         for one, two in zip(found, again, strict=True):
             assert one == two if isinstance(one, str) else torch.equal(one, two)
+
+
+def test_a_parked_encoder_is_copied_and_pickled_with_its_model(plain: Any, tmp_path: Path) -> None:
+    given = [f"run.output_dir={tmp_path / 'o'}", f"run.feature_cache={tmp_path / 'cache'}"]
+    model = build_runner(str(plain[0]), given, training=True)._model
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (copying.deepcopy(model), torch.load(file, weights_only=False)):  # a file of our own
+        assert is_parked(other.visual_encoder)
+        other.double()
+        assert other.encode_vision(torch.zeros(1, 3, 64, 64)).shape[0] == 1
+        assert not is_parked(other.visual_encoder)
+        state = {key: value for key, value in other.state_dict().items() if not key.startswith("visual_encoder.")}
+        other.load_state_dict({**state, "visual_encoder.cls_token": other.visual_encoder.cls_token + 1})
+        assert other.visual_encoder.source is None
+        assert is_parked(model.visual_encoder)
+        assert model.visual_encoder.source is not None
 
 
 def test_evaluate_reads_features(plain: Any, tmp_path: Path, encoded: list[int]) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from lavis_peft.errors import ConfigError
-from lavis_peft.features.spec import CacheSpec
+from lavis_peft.features.room import free_bytes
+from lavis_peft.features.spec import CacheSpec, feature_cache
 from lavis_peft.runners.comparison import check_same, config_differences, known_keys
 from lavis_peft.runners.spec import parse_run
 
@@ -60,6 +61,18 @@ OTHER = [
     ("a", {"dir": "a", "dtype": "float32"}),
     ({"dir": "a", "dtype": "float32"}, {"dir": "a", "dtype": "float32", "augmentations": 2}),
 ]
+
+
+def test_a_folder_that_cant_be_looked_for_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = feature_cache(str(tmp_path / ("x" * 300)))
+    assert long.folder_problem().endswith("can't be used: File name too long")
+    assert free_bytes(long.folder) > 0
+
+    def refuse(self: Path, **_: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "stat", refuse)  # as below a folder that may not be entered
+    assert feature_cache(str(tmp_path / "cache")).folder_problem() == ""
 
 
 def config(value: Any) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Features on the disk: whole or not at all, found in constant time, never damaged ones."""
 
 import builtins
+import errno
+import os
 import pickle
 import zlib
 from pathlib import Path
@@ -141,6 +143,45 @@ def test_a_store_goes_to_a_data_worker(tmp_path: Path) -> None:
     store = opened(tmp_path)
     store.read(key(0))
     assert torch.equal(pickle.loads(pickle.dumps(store)).read(key(2)), written[2])
+
+
+def test_a_store_of_many_files_has_few_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_OPEN", 5)
+    parts = [features(1) + number for number in range(12)]
+    for number, part in enumerate(parts):
+        Writer(opened(tmp_path)).add([key(number)], part)
+    store = opened(tmp_path)
+    for number in (*range(12), *range(12)):
+        assert torch.equal(store.read(key(number)), parts[number][0])
+        assert len(store._maps) <= 5
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO])
+def test_a_refusal_of_the_system_s_damages_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    written, store = filled(tmp_path, 3), opened(tmp_path)
+
+    def refuse(path: Any, *_: Any, **__: Any) -> Any:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", refuse)
+        assert [store.read(key(row)) for row in range(2)] == [None, None]
+    assert caplog.text.count(os.strerror(number)) == 1
+    assert not (tmp_path / "damaged.txt").exists()
+    assert torch.equal(store.read(key(1)), written[1])
+
+
+def test_files_that_may_not_be_read_dont_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    written = filled(tmp_path, 3)
+    for name in ("anothers.index", "damaged.txt"):
+        (tmp_path / name).mkdir()  # reading it is refused to root as well
+    (tmp_path / "anothers.data").write_bytes(b"")
+    store = opened(tmp_path)
+    assert torch.equal(store.read(key(2)), written[2])
+    assert "anothers.index: can't be read" in caplog.text
+    assert "damaged.txt: can't be read" in caplog.text
 
 
 @pytest.mark.parametrize("lookups", [20])

@@ -1,10 +1,14 @@
 """Image processors: random or not, and when two of them are the same."""
 
+import importlib
 import random
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 import lavis_peft
@@ -30,6 +34,32 @@ class Made:
     def __init__(self, *steps: Any) -> None:
         self.transform = transforms.Compose(steps)
 
+    def __call__(self, item: Any) -> Any:
+        return self.transform(item)
+
+
+class Flipping(Made):
+    """Draws before it transforms."""
+
+    def __call__(self, item: Any) -> Any:
+        return self.transform(item.transpose(0) if random.random() < 0.5 else item)
+
+
+class Resize:
+    """Not torchvision's."""
+
+    def __call__(self, item: Any) -> Any:
+        return item.resize((random.randrange(4, 9),) * 2)
+
+
+class Sized:
+    """A step whose settings are in what it calls."""
+
+    deterministic = True
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+
 
 @pytest.mark.parametrize("cls", [PeftImageProcessor, BlipImageEvalProcessor, ClipImageEvalProcessor])
 def test_processors_of_evaluations_arent_random(cls: type) -> None:
@@ -45,6 +75,8 @@ def test_processors_of_evaluations_arent_random(cls: type) -> None:
         (Made(transforms.Lambda(lambda picture: random.random())), ["Lambda"]),
         (Made(transforms.Compose([transforms.ToTensor(), transforms.RandomRotation(5)])), ["RandomRotation"]),
         (Made(nn.Sequential(transforms.CenterCrop(4), transforms.RandomErasing())), ["RandomErasing"]),
+        (Made(transforms.ToTensor(), Resize()), ["Resize"]),
+        (Flipping(transforms.ToTensor()), ["Flipping"]),
         (random.random, ["builtin_function_or_method"]),
     ],
 )
@@ -75,6 +107,61 @@ def test_every_setting_counts() -> None:
     ]
     found = [repr(description(processor)) for processor in different]
     assert len(set(found)) == len(found)
+
+
+def scaled(picture: Any, factor: int = 2) -> Any:
+    return picture * factor
+
+
+def test_what_functions_are_given_counts() -> None:
+    different = [
+        Sized(scaled),
+        Sized(partial(scaled, factor=3)),
+        Sized(partial(scaled, factor=4)),
+        Sized(lambda picture, factor=5: picture * factor),
+        Sized(lambda picture, factor=6: picture * factor),
+        Sized(lambda picture, *, factor=7: picture * factor),
+        Sized(lambda picture, *, factor=8: picture * factor),
+        Sized("red".count),
+        Sized("blue".count),
+        Sized(PeftImageProcessor(8).__call__),
+        Sized(PeftImageProcessor(9).__call__),
+    ]
+    found = []
+    for processor in different:
+        try:
+            found.append(repr(description(processor)))
+        except ConfigError:  # a method of a builtin
+            found.append(f"refused {len(found)}")
+    assert len(set(found)) == len(found)
+    assert found[1].startswith("{")
+
+
+def test_the_code_of_base_classes_and_of_steps_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    text = (
+        "class Step:\n    def __call__(self, item): return item.{step}()\n"
+        "class Base:\n    deterministic = True\n    def __init__(self): self.step = Step()\n"
+        "    def __call__(self, item): return self.step(item).{base}()\n"
+        "class Own(Base):\n    pass\n"
+    )
+    found = []
+    for number, words in enumerate([("one", "two"), ("one", "three"), ("other", "two")]):
+        name = f"own_processor_{number}"
+        (tmp_path / f"{name}.py").write_text(text.format(step=words[0], base=words[1]))
+        found.append(repr(description(importlib.import_module(name).Own())).replace(name, "own"))
+    assert len(set(found)) == 3
+
+
+def test_a_yaml_s_lists_are_settings_like_others() -> None:
+    def section(name: str) -> Any:
+        whole = OmegaConf.create(
+            {"name": name, "vis_processor": {"image_size": 64, "mean": [0.5] * 3, "std": [0.5] * 3}}
+        )
+        return BlipImageEvalProcessor.from_config(whole.vis_processor)
+
+    assert description(section("one")) == description(section("two"))
+    assert description(section("one")) == description(BlipImageEvalProcessor(64, [0.5] * 3, [0.5] * 3))
 
 
 def test_the_contents_of_tensors_count() -> None:

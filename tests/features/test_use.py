@@ -1,6 +1,7 @@
 """A dataset that reads features."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,20 @@ def test_a_batch_that_lacks_features_is_one_of_pictures(pictures: list[str], tmp
     assert data.collater([data[0], data[3]])["image"].shape == (2, *SHAPE)
 
 
+def test_a_picture_is_loaded_once_for_all_of_its_answers(
+    pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dataset(pictures)
+    data.every_answer = True
+    data.use_features(features_of(pictures, [0], tmp_path / "store"))
+    opened, real = [], ImageFiles.read
+    monkeypatch.setattr(ImageFiles, "read", lambda self, path, where: opened.append(path) or real(self, path, where))
+    batch = data.collater([data[0], data[1]])
+    assert batch["image"].shape == (4, 3, 8, 8)
+    assert batch["text_output"] == ["a", "b", "a", "b"]
+    assert sorted(opened) == sorted(pictures[:2])
+
+
 def test_joined_datasets_fall_back_together(pictures: list[str], tmp_path: Path) -> None:
     parts = [dataset(pictures[:2]), dataset(pictures[2:])]
     features = features_of(pictures, [0, 1, 2], tmp_path / "store")
@@ -84,6 +99,11 @@ def test_joined_datasets_fall_back_together(pictures: list[str], tmp_path: Path)
     batch = joined.collater([joined[0], joined[3]])
     assert batch["image"].shape == (2, 3, 8, 8)
     assert torch.equal(batch["image"][0], dataset(pictures)[0]["image"])
+
+
+def test_a_name_that_isnt_text_is_a_name(tmp_path: Path) -> None:
+    features = CachedFeatures(Store(tmp_path, SHAPE, torch.float32), {})
+    assert features.draw(os.fsdecode(b"/pictures/\xff.png"), 0) == "view-0-" + b"/pictures/\xff.png".hex()
 
 
 def test_each_epoch_has_another_view(pictures: list[str], tmp_path: Path) -> None:
