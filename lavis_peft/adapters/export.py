@@ -20,7 +20,7 @@ from lavis_peft.adapters.checkpoint import atomic_file, read_checkpoint, save_te
 from lavis_peft.adapters.held import held_names
 from lavis_peft.adapters.merge import adapted_layers
 from lavis_peft.adapters.method_table import METHODS
-from lavis_peft.adapters.methods import PATTERNS, config_class
+from lavis_peft.adapters.methods import NARROWING, PATTERNS, config_class
 from lavis_peft.adapters.spec import AdapterSpec, plain
 from lavis_peft.adapters.triplets import ADAPTER, Slot
 from lavis_peft.errors import CheckpointError
@@ -50,11 +50,7 @@ def exported(module: nn.Module, spec: AdapterSpec, prune: bool = False) -> Expor
     if spec.peft_type == "ADALORA":
         return _as_lora(module, spec, prune)
     # Narrowing and patterns are already in the list of names.
-    options = {
-        key: plain(value)
-        for key, value in spec.options.items()
-        if key not in ("layers_to_transform", "exclude_modules")
-    }
+    options = {key: plain(value) for key, value in spec.options.items() if key not in NARROWING}
     own = module.peft_config[ADAPTER]
     patterns = {key: dict(getattr(own, key)) for key in PATTERNS if options.get(key)}
     layers = adapted_layers(module)

@@ -133,7 +133,7 @@ def _placed(name: str) -> tuple[str, str] | None:
             if name.startswith(start):
                 inside = name.removeprefix(start)
                 return part, qformer_to_lavis(inside) if part == "qformer" else inside
-    if name.startswith("encoder.layer."):
+    if name.startswith(("encoder.layer.", "embeddings.")):  # the latter with `bias: all`
         return "qformer", qformer_to_lavis(name)
     if re.match(r"(?:encoder|decoder)\.block\.|model\.layers\.|lm_head\.|shared\.", name):
         return "llm", name

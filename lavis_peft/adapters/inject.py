@@ -58,11 +58,9 @@ def target_names(module: nn.Module, family: str, spec: AdapterSpec, part: str) -
         targets = _all_linear(module)
     config = peft_config(spec, targets, layers_to_transform=None)
     layers = dict(module.named_modules())
-    try:
-        names = tuple(name for name in layers if name and check_target_module_exists(config, name))
-    except re.error as error:
-        raise ConfigError(f"{part}: a pattern is no regular expression ({error})") from None
+    names = tuple(name for name in layers if name and check_target_module_exists(config, name))
     names, problems = _in_layers(names, list(layers), family, spec, part)
+    problems += _idle_names(list(layers), spec, targets, part)
     narrowed = ", ".join(key for key in NARROWING if key in spec.options)
     for word, group in words.items():
         if not set(group) & set(names):
@@ -107,12 +105,30 @@ def _in_layers(
     return tuple(name for name in names if layer_of(family, name) in numbers), problems
 
 
+def _idle_names(modules: Sequence[str], spec: AdapterSpec, targets: Any, part: str) -> list[str]:
+    """What of ``target_modules`` and ``exclude_modules`` matches nothing: a misspelt name would go unnoticed."""
+
+    def matched(targets: Any, excluded: Any) -> list[str]:
+        config = peft_config(spec, targets, layers_to_transform=None, exclude_modules=excluded)
+        return [name for name in modules if name and check_target_module_exists(config, name)]
+
+    excluded, listed, wanted = spec.options.get("exclude_modules") or [], spec.target_modules, matched(targets, None)
+    if not wanted:
+        return []
+    entries = [excluded] if isinstance(excluded, str) else [[entry] for entry in excluded]
+    idle = [f"exclude_modules: {entry!r}" for entry in entries if matched(targets, entry) == wanted]
+    names = () if listed is None or isinstance(listed, str) else listed
+    idle += [f"target_modules: {name!r}" for name in names if not matched([name], None)]
+    return [f"{part}.{entry} matches none of the layers" for entry in idle]
+
+
 def apply(
     spec: AdaptersSpec,
     parts: Mapping[str, nn.Module],
     families: Mapping[str, str],
     extras: Mapping[str, nn.Module | nn.Parameter],
     where: str = "model.adapters",
+    loaded: bool = False,
 ) -> dict[str, tuple[str, ...]]:
     """Inject every adapter of a spec and set ``requires_grad`` of all parts and extras.
 
@@ -122,6 +138,7 @@ def apply(
         families: The family of each part.
         extras: The modules or parameters that `train` may name.
         where: The section's name in messages.
+        loaded: A checkpoint follows, so that nothing need be computed that it holds.
 
     Returns:
         For each part the names of its adapted layers; empty where it is full or frozen.
@@ -135,7 +152,7 @@ def apply(
         adapter = getattr(spec, part)
         if adapter.mode == "adapter":
             try:
-                plans[part] = _plan(module, families[part], adapter, f"{where}.{part}")
+                plans[part] = _plan(module, families[part], adapter, f"{where}.{part}", loaded)
             except ConfigError as error:
                 problems += error.problems
     if missing := [name for name in spec.train if name not in extras]:
@@ -182,7 +199,9 @@ def _all_linear(module: nn.Module) -> list[str]:
     return [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
 
 
-def _plan(module: nn.Module, family: str, spec: AdapterSpec, part: str) -> tuple[tuple[str, ...], PeftConfig]:
+def _plan(
+    module: nn.Module, family: str, spec: AdapterSpec, part: str, loaded: bool = False
+) -> tuple[tuple[str, ...], PeftConfig]:
     """The layers to adapt and peft's config for exactly them; nothing is changed yet."""
     if any(isinstance(layer, BaseTunerLayer) for layer in module.modules()):
         raise ConfigError(f"{part}: has an adapter already")
@@ -195,4 +214,5 @@ def _plan(module: nn.Module, family: str, spec: AdapterSpec, part: str) -> tuple
     targets = "|".join(re.escape(name) for name in names)
     exact = exact_patterns(spec, names, part)
     exact |= {key: derive(names) for key, derive in method.derived.items()}
+    exact |= method.quick if loaded else {}
     return names, peft_config(spec, targets, **dict.fromkeys(NARROWING), **exact)

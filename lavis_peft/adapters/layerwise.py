@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lavis_peft.adapters.held import held_names, tensors_of
 from lavis_peft.adapters.merge import adapted_layers, cast, merged_layer, split
 from lavis_peft.adapters.method_table import METHODS
-from lavis_peft.adapters.methods import put_in
+from lavis_peft.adapters.methods import PATTERNS, put_in
 from lavis_peft.adapters.triplets import ADAPTER
 from lavis_peft.adapters.wrapping import wrapped
 from lavis_peft.checks import shortened
@@ -101,6 +101,11 @@ class LayerMerger:
         """peft's layer on a real linear layer, with what was trained in it."""
         config: Any = copy.copy(self._config)
         config.target_modules = re.escape(name)
+        for key, value in METHODS[config.peft_type.value].quick.items():
+            setattr(config, key, value)
+        for key in PATTERNS:
+            if given := getattr(config, key, None):  # peft warns of names that it doesn't meet
+                setattr(config, key, {layer: value for layer, value in given.items() if layer == name})
         parent = nn.Module()
         _put_at(parent, name, self._linear(weight, bias))
         layer = wrapped(parent, name, config)

@@ -24,6 +24,8 @@ class Method:
         computes: peft computes with values while it makes a layer, which the meta device has none of.
         held: Tensors of a layer that its state dict lacks and that peft would make anew, from the base weights by a
             decomposition whose signs may differ on another machine, or from random numbers: a checkpoint holds them.
+        quick: Key of peft's config class -> what peft is given where a checkpoint follows, since it would only make
+            tensors of it that are `held`.
         written: Keys that peft asks for in an ``adapter_config.json``, whatever their values.
         needs_bias: It trains something only in layers with a bias.
     """
@@ -38,6 +40,7 @@ class Method:
     sized: bool = False
     computes: bool = False
     held: tuple[str, ...] = ()
+    quick: Mapping[str, object] = field(default_factory=dict)
     written: tuple[str, ...] = ()
     needs_bias: bool = False
 

@@ -37,6 +37,7 @@ LORA = Method(
         "alpha_pattern": pattern_of(positive_number),
         "use_rslora": flag,
         "use_dora": flag,
+        "fan_in_fan_out": one_of(False),
         "bias": one_of("none", "all", "lora_only"),
         # The starts that move a part of the base weight into the adapter do so exactly: the same base gives the same
         # split again when a checkpoint is loaded. `pissa_niter_*` doesn't (its decomposition is a random one).

@@ -4,6 +4,7 @@ from lavis_peft.adapters.method import BIAS, CONVOLUTION, OWN, REFUSED, REFUSED_
 from lavis_peft.adapters.sublayers import feed_forward_outputs
 from lavis_peft.adapters.values import (
     Check,
+    either,
     flag,
     layer_numbers,
     not_negative,
@@ -12,6 +13,7 @@ from lavis_peft.adapters.values import (
     positive_int,
     positive_number,
     probability,
+    text,
     whole_number,
 )
 
@@ -34,6 +36,7 @@ LOW_RANK = (
             **_LYCORIS,
             "decompose_both": flag,
             "rank_dropout_scale": flag,
+            "decompose_factor": either(one_of(-1), positive_int),
             "init_weights": one_of(True, False, "lycoris"),
         },
         {**REFUSED, "use_effective_conv2d": CONVOLUTION},
@@ -49,6 +52,7 @@ LOW_RANK = (
         {
             "r": positive_int,
             "hira_dropout": probability,
+            "init_weights": one_of(True, False, "gaussian"),
             "layers_to_transform": layer_numbers,
             "rank_pattern": pattern_of(positive_int),
         },
@@ -114,6 +118,7 @@ LOW_RANK = (
         {
             "r": positive_int,
             "depth": whole_number,
+            "act_fn": text,
             "scaling": positive_number,
             "init_weights": flag,
             "layers_to_transform": layer_numbers,

@@ -1,5 +1,8 @@
 """Methods that turn a layer's weight, or split it into parts that stand at right angles."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from lavis_peft.adapters.method import BIAS, REFUSED, REFUSED_LINEAR, Method
 from lavis_peft.adapters.values import (
     between_0_and_1,
@@ -16,6 +19,17 @@ from lavis_peft.adapters.values import (
 
 _RANK_OR_SHARE = either(positive_int, between_0_and_1)
 
+
+def _pair_problems(options: Mapping[str, Any], where: str) -> list[str]:
+    if not (options["apply_GS"] and options["init_weights"] and options["r"] % 2 == 0):
+        return []
+    # What is left of the second of two equal vectors is 0, and is divided by its size.
+    return [
+        f"{where}.apply_GS: with an even r, peft starts from pairs of equal vectors, of which Gram-Schmidt makes NaN; "
+        "give `init_weights: false`, or an odd r"
+    ]
+
+
 ORTHOGONAL = (
     Method(
         "OFT",
@@ -24,7 +38,11 @@ ORTHOGONAL = (
             "r": whole_number,
             "module_dropout": probability,
             "coft": flag,
+            "eps": positive_number,
             "block_share": flag,
+            "use_cayley_neumann": flag,
+            "num_cayley_neumann_terms": positive_int,
+            "init_weights": flag,
             "layers_to_transform": layer_numbers,
             "bias": BIAS,
         },
@@ -36,19 +54,30 @@ ORTHOGONAL = (
         {
             "boft_block_size": whole_number,
             "boft_block_num": whole_number,
-            "boft_n_butterfly_factor": positive_int,
             "boft_dropout": probability,
             "layers_to_transform": layer_numbers,
             "bias": BIAS,
         },
-        {**REFUSED_LINEAR, "init_weights": "its other value is for peft's own tests"},
+        {
+            **REFUSED_LINEAR,
+            "init_weights": "its other value is for peft's own tests",
+            "boft_n_butterfly_factor": "where peft can't compile its CUDA extension it takes 1 whatever is asked for, "
+            "so that a checkpoint wouldn't fit on another machine",
+        },
         sized=True,
         computes=True,
     ),
     Method(
         "HRA",
-        {"r": positive_int, "apply_GS": flag, "layers_to_transform": layer_numbers, "bias": BIAS},
+        {
+            "r": positive_int,
+            "apply_GS": flag,
+            "init_weights": flag,
+            "layers_to_transform": layer_numbers,
+            "bias": BIAS,
+        },
         REFUSED,
+        together=_pair_problems,
     ),
     Method(
         "ROAD",
@@ -78,6 +107,7 @@ ORTHOGONAL = (
         REFUSED_LINEAR,
         sized=True,
         held=("_psoft_A_cache", "_psoft_B_cache"),
+        quick={"psoft_svd": "lowrank", "psoft_svd_lowrank_niter": 1},
     ),
     # Its frozen part is the product of the leading singular vectors, which is the same whatever their signs.
     Method(

@@ -1,5 +1,8 @@
 """Methods whose layers have tensors in common: random matrices, a bank of vectors, one short vector for all."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from lavis_peft.adapters.method import BIAS, REFUSED_LINEAR, Method
 from lavis_peft.adapters.values import (
     Check,
@@ -23,6 +26,12 @@ _RANDOM: dict[str, Check] = {
     "layers_to_transform": layer_numbers,
     "bias": BIAS,
 }
+
+
+def _choice_problems(options: Mapping[str, Any], where: str) -> list[str]:
+    count, there = options["topk"], options["num_vectors"]
+    return [f"{where}.topk: found {count}; there are {there} vectors to choose from (num_vectors)"] * (count > there)
+
 
 SHARED = (
     Method(
@@ -70,6 +79,7 @@ SHARED = (
             "bias": BIAS,
         },
         {**REFUSED_LINEAR, "save_only_topk_weights": "what is left out couldn't be trained any further"},
+        together=_choice_problems,
         shared=("vblora_vector_bank",),
         sized=True,
     ),

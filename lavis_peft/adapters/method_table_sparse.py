@@ -21,7 +21,6 @@ SPARSE = (
         {
             "n_frequency": positive_int,
             "scaling": positive_number,
-            # Without a seed peft draws other places whenever the model is built.
             "random_loc_seed": whole_number,
             "n_frequency_pattern": pattern_of(positive_int),
             "init_weights": flag,

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from lavis_peft.adapters.method_table import METHODS
+from lavis_peft.checks import first_line
 
 # Keys that narrow down which of the targets are adapted.
 NARROWING = ("layers_to_transform", "exclude_modules")
@@ -164,5 +165,5 @@ def trial_problem(peft_type: str, targets: object, options: Mapping[str, object]
             if not METHODS[peft_type].sized:
                 put_in(torch.nn.Sequential(torch.nn.Linear(16, 16)), own)
     except (ValueError, TypeError, ImportError, NotImplementedError, AttributeError) as error:
-        return [f"{where}: peft refuses these settings: {error}"]
+        return [f"{where}: peft refuses these settings: {first_line(error)}"]
     return []

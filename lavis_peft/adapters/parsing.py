@@ -181,6 +181,8 @@ def _option_problems(peft_type: str, options: Mapping[Any, Any], where: str) -> 
             problems.append(f"{where}.{key}: can't be set here: {method.refused[key]}")
         elif key not in config_keys(peft_type):
             problems.append(_unknown_key(key, peft_type, where))
+        elif key == "exclude_modules":
+            problems += _pattern_problems(value, f"{where}.{key}")
         elif (check := method.checks.get(key)) and (allowed := check(value)):
             problems.append(f"{where}.{key}: found {value!r}; give {allowed}")
     if not problems and method.together:

@@ -8,6 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from lavis_peft.adapters.methods import put_in
+from lavis_peft.checks import first_line, shortened
 from lavis_peft.errors import ConfigError
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -29,15 +30,23 @@ def wrap(module: nn.Module, names: Sequence[str], config: PeftConfig, part: str)
     try:
         put_in(module, config)
     except ValueError as error:
-        raise ConfigError(f"{part}: peft refuses these settings{_refused_at(module, names)}: {error}") from error
+        where = _refused_at(module, names)
+        raise ConfigError(f"{part}: peft refuses these settings{where}: {first_line(error)}") from error
     wrapped = {name: layer for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
     if set(wrapped) != set(names):
         raise RuntimeError(f"{part}: peft adapted other layers than asked: {sorted(set(wrapped) ^ set(names))}")
     for layer in wrapped.values():
         _to_float32(layer)
+    if idle := [name for name, layer in wrapped.items() if not _trains(layer)]:
+        raise ConfigError(f"{part}: with these settings, there is nothing that trains in {shortened(idle)}")
     bias = getattr(config, "bias", "none")
     if bias != "none" and not any(p.requires_grad for name, p in module.named_parameters() if name.endswith("bias")):
         raise ConfigError(f"{part}.bias: {bias} trains nothing; the layers have no bias")
+
+
+def _trains(layer: nn.Module) -> bool:
+    own = [value for name, value in layer.named_parameters() if not name.startswith("base_layer.")]
+    return any(value.requires_grad and value.numel() for value in own)
 
 
 def _refused_at(module: nn.Module, names: Sequence[str]) -> str:

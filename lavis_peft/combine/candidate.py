@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lavis_peft.adapters.methods import NARROWING
 from lavis_peft.adapters.spec import AdapterSpec, AdaptersSpec
 from lavis_peft.adapters.sublayers import allowed_words
 from lavis_peft.adapters.triplets import ADAPTER
@@ -15,8 +16,6 @@ from lavis_peft.combine.factors import Factors
 from lavis_peft.combine.inputs import PARTS, Input, Updates, nothing
 from lavis_peft.combine.methods import combined, method_weights
 from lavis_peft.errors import CheckpointError
-
-_NARROWING = ("layers_to_transform", "exclude_modules")
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def _lora(specs: Sequence[AdapterSpec], layers: Mapping[str, Factors], family: s
     # Escaped, since peft reads these keys as expressions.
     if others := {name.replace(".", r"\."): rank for name, rank in ranks.items() if rank != usual}:
         options |= {"rank_pattern": others, "alpha_pattern": dict(others)}
-    plain = all(spec.sublayers and not any(key in spec.options for key in _NARROWING) for spec in specs)
+    plain = all(spec.sublayers and not any(key in spec.options for key in NARROWING) for spec in specs)
     if plain:
         words = {word for spec in specs for word in spec.sublayers}
         where: dict[str, Any] = {"sublayers": tuple(word for word in allowed_words(family) if word in words)}

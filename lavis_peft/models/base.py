@@ -168,7 +168,8 @@ class Blip2InstructPeft(Encoding, Answering, Parts, Checkpointed):
         families = {"qformer": "qformer", "llm": self.family}
         if self.adapters.llm.mode == "full":
             self.llm.float()  # AdamW's steps get lost in half precision, and a GradScaler refuses fp16 parameters
-        inject.apply(self.adapters, self.adapter_parts(), families, self.extra_parts())
+        loaded = bool(self.spec.load_finetuned)
+        inject.apply(self.adapters, self.adapter_parts(), families, self.extra_parts(), loaded=loaded)
         if self.spec.kernels == "fast":
             quicken(self)  # the adapters' own linear layers
         self.adalora = inject.rank_budget(self.adapters, self.adapter_parts(), families)

@@ -33,6 +33,8 @@ def hindrances(adapters: AdaptersSpec) -> list[str]:
             reasons.append(f"{part}.bias: {spec.options['bias']} changes the base's own biases")
         elif spec.peft_type and (METHODS[spec.peft_type].shared or METHODS[spec.peft_type].held):
             reasons.append(f"{part}: {spec.peft_type} has tensors that peft makes for one adapter at a time")
+        elif spec.peft_type == "MISS" and (form := spec.options.get("init_weights")) in ("bat", "mini"):
+            reasons.append(f"{part}.init_weights: {form}: peft computes all of a layer's adapters as it does the first")
         elif start.startswith(("pissa", "olora")):
             reasons.append(f"{part}.init_lora_weights: {start} takes a part out of the base's own weights")
     return reasons

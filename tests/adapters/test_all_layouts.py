@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lavis_peft.adapters.checkpoint import check_keys
-from lavis_peft.adapters.export import exported, write_adapter
+from lavis_peft.adapters.export import exported, in_hf_names, write_adapter
 from lavis_peft.adapters.held import held_names
 from lavis_peft.adapters.imported import read_folder, spec_of
 from lavis_peft.adapters.imported_state import part_state
@@ -65,6 +65,21 @@ def test_what_is_written_here_is_the_same_in_peft(
     torch.testing.assert_close(theirs(ROWS), expected, atol=1e-5, rtol=1e-4)
     assert (make()(ROWS) - expected).abs().max() > 0.01
     torch.testing.assert_close(read(tmp_path, make)(ROWS), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("hf_names", [False, True])
+def test_biases_of_every_layer_travel(
+    hf_names: bool, make: Make, small_spec: Spec, trained: Make, tmp_path: Path
+) -> None:
+    """Those of the embeddings' norm among them."""
+    spec, ours = small_spec("LORA", target_modules="|".join(LAYERS), bias="all"), make()
+    inject(ours, "qformer", spec, PART)
+    found = exported(trained(ours), spec)
+    write_adapter(in_hf_names(found) if hf_names else found, tmp_path)
+    again = read(tmp_path, make).state_dict()
+    names = held_names(ours)
+    assert "embeddings.LayerNorm.bias" in names
+    assert all(torch.equal(again[name], ours.state_dict()[name]) for name in names)
 
 
 def saved_by_peft(spec: AdapterSpec, make: Make, trained: Make, folder: Path) -> nn.Module:

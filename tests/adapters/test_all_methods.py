@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from lavis_peft.adapters.checkpoint import check_keys, read_checkpoint, save_atomic
 from lavis_peft.adapters.held import held_names
-from lavis_peft.adapters.inject import inject
+from lavis_peft.adapters.inject import apply, inject
 from lavis_peft.adapters.layerwise import LayerMerger
 from lavis_peft.adapters.merge import merged_state
 from lavis_peft.adapters.method_table import METHODS, UNSUPPORTED
 from lavis_peft.adapters.methods import config_keys, known_peft_types
-from lavis_peft.adapters.spec import AdapterSpec, parse_adapters
+from lavis_peft.adapters.spec import AdapterSpec, AdaptersSpec, parse_adapters
 from lavis_peft.errors import CheckpointError, ConfigError
 
 Spec = Callable[..., AdapterSpec]
@@ -156,6 +156,32 @@ def test_a_checkpoint_is_right_where_singular_vectors_have_other_signs(
     assert calls
 
 
+def test_what_a_checkpoint_holds_is_not_computed_first(
+    make: Make, small_spec: Spec, trained: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole decompositions of a real model's layers take a minute."""
+    spec, rows, base = small_spec("PSOFT"), torch.randn(5, 16), make().state_dict()
+    qformer = trained(adapted(make, spec)).eval()
+    state, merged = content(qformer), merged_state(qformer)
+    with torch.device("meta"):
+        shape = make()
+        inject(shape, "qformer", spec, PART)
+    usual, sizes = torch.linalg.svd, []
+
+    def watched(weight: Tensor, *given: object, **keys: object) -> tuple[Tensor, Tensor, Tensor]:
+        sizes.append(min(weight.shape))
+        return usual(weight, *given, **keys)
+
+    monkeypatch.setattr(torch.linalg, "svd", watched)
+    again = make()
+    apply(AdaptersSpec(qformer=spec, train=()), {"qformer": again}, {"qformer": "qformer"}, {}, loaded=True)
+    assert torch.equal(filled(again, state)(rows), qformer(rows))
+    merger, name = LayerMerger(shape, state, torch.float32), "encoder.layer.1.output.dense"
+    found = merger.merge(name, base[f"{name}.weight"], base[f"{name}.bias"], None)
+    torch.testing.assert_close(found[f"{name}.weight"], merged[f"{name}.weight"], atol=1e-5, rtol=1e-4)
+    assert set(sizes) <= {4}  # the rank
+
+
 @pytest.mark.parametrize("kind", [kind for kind, method in METHODS.items() if method.shared])
 def test_a_checkpoint_without_what_layers_have_in_common_is_refused(
     kind: str, make: Make, small_spec: Spec, trained: Make
@@ -207,6 +233,7 @@ def test_keys_of_a_method_are_those_of_pefts_own_class(kind: str) -> None:
     of_class = {*config_keys(kind), *method.refused}
     newer = {"layers_to_transform"}  # in no version of some
     assert set(method.checks) <= of_class | newer
+    assert set(config_keys(kind)) <= {*method.checks, "exclude_modules"}  # which all have alike
     assert set(method.written) <= of_class
     assert set(method.replaced) - set(method.checks) <= set(method.refused)
 
@@ -215,19 +242,29 @@ def test_keys_of_a_method_are_those_of_pefts_own_class(kind: str) -> None:
     ("kind", "keys", "message"),
     [
         ("BEFT", {"init_weights": 1}, "init_weights: found 1; give true or false"),
+        (
+            "BOFT",
+            {"boft_n_butterfly_factor": 2},
+            "boft_n_butterfly_factor: can't be set here: where peft",
+        ),
         ("BOFT", {"boft_block_size": 5}, r"for encoder\.layer\.0\S+ \(16 inputs, 16 outputs\): .*5"),
         ("C3A", {"block_size": 12}, r"refuses these settings for encoder\S+ \(16 inputs, 16 outputs\): .*12"),
         ("DEFT", {"decomposition_method": "svd"}, "found 'svd'; give one of relu, qr"),
+        ("DELORA", {"exclude_modules": 5}, "exclude_modules: found 5; give a regular expression"),
         ("FOURIERFT", {"random_loc_seed": None}, "random_loc_seed: found None; give a whole number"),
         ("GLORA", {"config_A_B": "none"}, "config_A_B: found 'none'; give one of lora, vector, constant"),
         ("GRALORA", {"r": 5}, "peft refuses these settings: r should be divisible by gralora_k"),
+        ("HRA", {"apply_GS": True, "r": 4}, "apply_GS: with an even r, .* makes NaN; give `init_weights: false`"),
+        ("LOKR", {"decompose_factor": 0}, "found 0; give one of -1, or a whole number above 0"),
         ("MISS", {"r": 64}, r"for encoder\S+ \(16 inputs, 16 outputs\): `r` \(64\)"),
+        ("OSF", {"effective_rank": 16}, r"there is nothing that trains in encoder\.layer\.0\.attention"),
         ("OSF", {"effective_rank": 1.5}, "found 1.5; give a whole number above 0, or a number above 0 and below 1"),
         ("PVERA", {"sample_at_inference": True}, "sample_at_inference: can't be set here: answers would"),
         ("ROAD", {"group_size": 64}, r"for encoder\S+ \(16 inputs, 16 outputs\): .*64"),
         ("SHIRA", {"r": 9}, r"for encoder\S+ \(16 inputs, 16 outputs\): The set rank 9"),
         ("SUPERTUNING", {"save_precomputed_indices": False}, "a checkpoint always holds"),
         ("TINYLORA", {"weight_tying": 2}, "weight_tying: found 2; give a number from 0 to 1"),
+        ("VBLORA", {"num_vectors": 2, "topk": 3}, r"topk: found 3; there are 2 vectors to choose from"),
         ("VBLORA", {"vector_length": 7}, r"for encoder\S+ \(16 inputs, 16 outputs\): .*7"),
         ("VERA", {"save_projection": False}, "save_projection: can't be set here: a checkpoint always holds"),
         ("WAVEFT", {"wavelet_family": "db0"}, "db0"),

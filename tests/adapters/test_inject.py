@@ -106,6 +106,14 @@ def test_peft_excludes_layers(make_qformer: Make, lora: Lora) -> None:
     assert not any(name.endswith(".output.dense") for name in names)
 
 
+@pytest.mark.skipif("exclude_modules" not in config_keys("LORA"), reason="this peft has no exclude_modules")
+@pytest.mark.parametrize("excluded", [r".*\.out\.dense", ["output.dense", "out.dense"]])
+def test_a_name_that_excludes_nothing_is_an_error(excluded: object, make_qformer: Make, lora: Lora) -> None:
+    """It would be trained although it was to be left out."""
+    with pytest.raises(ConfigError, match=r"qformer\.exclude_modules: .*out.* matches none of the layers"):
+        inject(make_qformer(), "qformer", lora(sublayers=["ffn"], exclude_modules=excluded), PART)
+
+
 @pytest.mark.parametrize(
     ("patterns", "count"),
     [(["attention.self.query"], 4), ([r"self.query"], 6), (r".*\.(query|value)", 12), ("all-linear", 40)],
@@ -125,6 +133,7 @@ def test_all_linear_leaves_the_output_head_out(make_llm: Make, lora: Lora) -> No
     [
         ("query", "model.adapters.qformer.target_modules: 'query' matches no layer of this Tree"),
         (["quary"], "target_modules: ('quary',) matches no layer"),
+        (["query", "valu"], "model.adapters.qformer.target_modules: 'valu' matches none of the layers"),
         (
             ["word_embeddings"],
             "linear layers are adapted, but it matches embeddings.word_embeddings (a Embedding)",

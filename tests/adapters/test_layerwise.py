@@ -56,6 +56,7 @@ def tuned(make_qformer: Make, trained: Make) -> Callable[..., tuple[nn.Module, n
     return make
 
 
+@pytest.mark.filterwarnings("error:The following")  # peft's, of settings for layers that it wasn't given
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", METHODS)
 def test_layers_alone_merge_as_they_do_in_place(method: str, dtype: torch.dtype, tuned: Make) -> None:

@@ -16,7 +16,9 @@ from lavis.common.registry import registry  # noqa: E402  after the plugin made 
 
 from lavis_peft.adapters.merge import adapted_layers  # noqa: E402
 from lavis_peft.adapters.methods import known_peft_types  # noqa: E402
+from lavis_peft.adapters.spec import parse_adapters  # noqa: E402
 from lavis_peft.errors import CheckpointError, ConfigError  # noqa: E402
+from lavis_peft.models.beside import hindrances  # noqa: E402
 from lavis_peft.runners.checkpoints import identity, trained_state  # noqa: E402
 
 Section = Callable[..., dict[str, Any]]
@@ -220,6 +222,15 @@ def test_what_can_not_be_shared_or_mixed_is_refused(world: Any, image: torch.Ten
     with pytest.raises(ConfigError, match="for evaluation"):
         scores(model, image, adapter_names=["one"] * 5)
     assert model.adapter_names == ["one", "dora"]
+
+
+@pytest.mark.skipif("MISS" not in known_peft_types(), reason="the installed peft has no MISS")
+@pytest.mark.parametrize("form", ["bat", "mini"])
+def test_a_form_that_all_adapters_of_a_layer_would_get_is_refused(form: str) -> None:
+    section = {"peft_type": "MISS", "sublayers": ["ffn"], "r": 8, "init_weights": form}
+    (reason,) = hindrances(parse_adapters({"qformer": section}, llm_family="t5"))
+    assert reason == f"qformer.init_weights: {form}: peft computes all of a layer's adapters as it does the first"
+    assert not hindrances(parse_adapters({"qformer": {**section, "init_weights": True}}, llm_family="t5"))
 
 
 def test_a_refused_adapter_leaves_the_model_as_it_was(world: Any, image: torch.Tensor, tmp_path: Path) -> None:
