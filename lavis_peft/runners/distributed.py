@@ -24,10 +24,8 @@ _log = logging.getLogger(__name__)
 #: Longest wait for another process; a rank that loads a model or scores a longer share is slow, not dead.
 #: LAVIS waits 365 days, so that a crashed rank leaves the others holding their GPUs.
 TIMEOUT = datetime.timedelta(hours=2)
-
 #: Longest wait for all processes to come, from machines that start at their own pace.
 JOINING = datetime.timedelta(minutes=10)
-
 #: Process groups that this process has left.
 _ended: list[Any] = []
 

@@ -26,7 +26,6 @@ from lavis_peft.runners.values import (
 
 #: Patience of the research code, where early stopping is on unless `disable_early_stopping` is true.
 RESEARCH_PATIENCE = 3
-
 #: `resume_ckpt_path` for the newest run there is.
 AUTO = "auto"
 #: The plugin's runners.
