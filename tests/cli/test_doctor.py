@@ -172,7 +172,7 @@ def test_the_extras_are_those_of_the_package() -> None:
     declared = dict(setup["options.extras_require"])
     for extra, (modules, _) in diagnosis.EXTRAS.items():
         required = declared[extra].split()
-        assert [name.replace("-", "_") for name in required] == list(modules), extra
+        assert [name.partition(">")[0].replace("-", "_") for name in required] == list(modules), extra
 
 
 def test_the_libraries_are_those_of_the_package() -> None:
