@@ -123,7 +123,7 @@ def test_a_lost_adapter_is_noticed_beside_a_half_precision_language_model(
 
     monkeypatch.setattr(LayerMerger, "merge", forgetful)
     result = _merge("--cfg-path", config, "--checkpoint", checkpoint, "--output", tmp_path / "out")
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert "visual prefix" in result.output
     assert not (tmp_path / "out").exists()
 
