@@ -27,6 +27,8 @@ from lavis_peft.errors import CheckpointError
 from lavis_peft.hf.keys import qformer_to_hf
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+#: Beside the parts' folders: what trains besides the adapters.
+TRAINED = "trained.safetensors"
 # In peft's files names begin below its wrapper of the model.
 _PREFIX = "base_model.model."
 #: What names of tensors begin with there that are no layer's.

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lavis_peft.adapters.checkpoint import read_checkpoint
-from lavis_peft.adapters.export import COMMON
+from lavis_peft.adapters.export import COMMON, CONFIG
 from lavis_peft.adapters.imported_adalora import as_lora
 from lavis_peft.adapters.method_table import METHODS
 from lavis_peft.adapters.methods import PATTERNS, config_class, config_keys, tuner_prefix
@@ -24,7 +24,6 @@ from lavis_peft.checks import listing, shortened
 from lavis_peft.errors import CheckpointError, ConfigError
 from lavis_peft.hf.keys import qformer_to_lavis
 
-CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _WRAPPER = "base_model.model."
 # What names begin with in an adapter of a whole model, newer transformers' extra level among them.

@@ -9,8 +9,6 @@ import click
 from lavis_peft.cli.output import check_difference, check_folder, tuned_model, whole_folder
 from lavis_peft.cli.run_options import RunCommand, run_options
 
-#: What trains besides the adapters, under LAVIS's names.
-TRAINED = "trained.safetensors"
 #: The run config.
 RUN = "run.yaml"
 
@@ -119,7 +117,7 @@ def export(
 
 def _write(model: Any, folder: Path, prune: bool, layout: str) -> dict[str, dict[str, int]]:
     from lavis_peft.adapters.checkpoint import save_tensors
-    from lavis_peft.adapters.export import exported, in_hf_names, write_adapter
+    from lavis_peft.adapters.export import TRAINED, exported, in_hf_names, write_adapter
     from lavis_peft.adapters.merge import besides_adapters
     from lavis_peft.hf.keys import to_hf
 
@@ -148,6 +146,7 @@ def _write_texts(config: Any, section: dict[str, Any], folder: Path, parts: dict
     from omegaconf import OmegaConf
 
     from lavis_peft.adapters.card import model_card
+    from lavis_peft.adapters.export import TRAINED
 
     run = OmegaConf.to_container(config)
     run["run"].pop("resume_ckpt_path", None)  # the tuned model's own
@@ -163,7 +162,7 @@ def _rebuilt(model: Any, section: dict[str, Any], folder: Path) -> Any:
     from torch import nn
 
     from lavis_peft.adapters.checkpoint import read_checkpoint
-    from lavis_peft.adapters.export import put_back
+    from lavis_peft.adapters.export import TRAINED, put_back
 
     dropped = ("adapters", "finetuned", "load_finetuned")
     plain = type(model).from_config({key: value for key, value in section.items() if key not in dropped})

@@ -53,16 +53,6 @@ def method_weights(method: str, shares: Sequence[float]) -> list[float]:
     return list(shares)
 
 
-def default_weights(method: str, count: int) -> list[float]:
-    """The weights that are meant where none are given: a mean of the adapters.
-
-    Args:
-        method: A key of `METHODS`.
-        count: How many adapters there are.
-    """
-    return method_weights(method, [1.0 / count] * count)
-
-
 def result_rank(method: str, ranks: Sequence[int], rank: int | None) -> int:
     """The rank of a combination.
 

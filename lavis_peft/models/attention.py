@@ -68,8 +68,7 @@ class FusedBertAttention(BertSelfAttention):
         output_attentions: bool = False,
     ) -> tuple[Any, ...]:
         """As LAVIS's; the masks are added to the scores."""
-        relative = self.position_embedding_type != "absolute"
-        if relative or head_mask is not None or past_key_value is not None or output_attentions or _saves(self):
+        if _only_plain(self, head_mask, past_key_value, output_attentions):
             return super().forward(
                 hidden_states,
                 attention_mask,
@@ -88,9 +87,11 @@ class FusedBertAttention(BertSelfAttention):
         return (_attend(self, query, key, value, mask), (key, value))
 
 
-def _saves(layer: Any) -> bool:
-    """Whether LAVIS's visualisation has asked for the attention map."""
-    return bool(getattr(layer, "save_attention", False))
+def _only_plain(layer: Any, head_mask: Tensor | None, past_key_value: Any, output_attentions: bool) -> bool:
+    """Whether a Q-Former's attention is asked for what only LAVIS's own steps give."""
+    mapped = output_attentions or getattr(layer, "save_attention", False)  # the latter by LAVIS's visualisation
+    relative = layer.position_embedding_type != "absolute"
+    return bool(relative or head_mask is not None or past_key_value is not None or mapped)
 
 
 def _attend(layer: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -149,8 +150,8 @@ class QueriesOnlyLayer(BertLayer):
     ) -> tuple[Any, ...]:
         """(B, Q + L, C) to (B, Q, C)."""
         own = self.attention.self
-        plain = head_mask is not None or past_key_value is not None or output_attentions or _saves(own)
-        if plain or not 0 < query_length < hidden_states.shape[1] or own.position_embedding_type != "absolute":
+        plain = _only_plain(own, head_mask, past_key_value, output_attentions)
+        if plain or not 0 < query_length < hidden_states.shape[1]:
             return super().forward(
                 hidden_states,
                 attention_mask,

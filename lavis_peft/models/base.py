@@ -126,7 +126,6 @@ class Blip2InstructPeft(Encoding, Answering, Parts, Checkpointed):
         if spec.kernels == "fast":
             fuse_vision(self.visual_encoder)
             fuse_qformer(self.Qformer.bert)
-            quicken(self)
         #: The budget of `peft_type: ADALORA`.
         self.adalora: RankBudget | None = None
 
@@ -171,7 +170,7 @@ class Blip2InstructPeft(Encoding, Answering, Parts, Checkpointed):
         loaded = bool(self.spec.load_finetuned)
         inject.apply(self.adapters, self.adapter_parts(), families, self.extra_parts(), loaded=loaded)
         if self.spec.kernels == "fast":
-            quicken(self)  # the adapters' own linear layers
+            quicken(self)  # the adapters' own linear layers, too
         self.adalora = inject.rank_budget(self.adapters, self.adapter_parts(), families)
 
     # Forward

@@ -13,8 +13,9 @@ from torch import nn
 
 from lavis_peft import __version__
 from lavis_peft.adapters.checkpoint import atomic_file, model_state, read_checkpoint, save_atomic
+from lavis_peft.adapters.export import CONFIG, TRAINED
 from lavis_peft.adapters.identity import HEADER, header
-from lavis_peft.adapters.imported import CONFIG, PartAdapter, read_folder, spec_of
+from lavis_peft.adapters.imported import PartAdapter, read_folder, spec_of
 from lavis_peft.adapters.imported_state import part_state
 from lavis_peft.adapters.spec import TRAINABLE_EXTRAS, AdaptersSpec, parse_adapters
 from lavis_peft.checks import first_line, listing
@@ -24,8 +25,7 @@ from lavis_peft.models.beside import wrapped_name
 
 _log = logging.getLogger(__name__)
 
-#: What trained besides the adapters, beside the parts' folders.
-TRAINED = "trained.safetensors"
+#: The folders of an exported adapter, by the part that they are of.
 PARTS = ("qformer", "llm")
 
 

@@ -68,7 +68,8 @@ class Tuned:
             dtype: What to cast floating-point tensors to; None gives each the precision that it had in training.
 
         Raises:
-            CheckpointError: A weight isn't finite, or a layer can't be merged or then computes something else.
+            CheckpointError: A weight isn't finite, or a layer can't be merged.
+            VerificationFailed: Merged, a layer computes something else.
         """
         names = list(names)
         merged: dict[str, Tensor] = {}

@@ -7,7 +7,7 @@ import torch
 
 from lavis_peft.combine.factors import Factors, decomposed, stacked, truncated
 from lavis_peft.combine.lego import lego
-from lavis_peft.combine.methods import METHODS, NEED_DENSITY, combined, default_weights
+from lavis_peft.combine.methods import METHODS, NEED_DENSITY, combined, method_weights
 
 
 def factors(rank, seed, scale=1.0, inputs=12, outputs=9):
@@ -122,13 +122,13 @@ def test_default_weights_of_equal_adapters_give_the_adapter_back(method):
     part = factors(3, 6, scale=0.25)
     if method == "lego" or "dare" in method or method in NEED_DENSITY:
         pytest.skip("random, or drops values")
-    result = combined([part, part], default_weights(method, 2), method)
+    result = combined([part, part], method_weights(method, [0.5, 0.5]), method)
     torch.testing.assert_close(result.update(), part.update(), rtol=1e-4, atol=1e-5)
 
 
 def test_lego_of_equal_adapters_is_the_adapter():
     part = factors(3, 6, scale=0.25)
-    result = lego([part, part], default_weights("lego", 2), rank=3)
+    result = lego([part, part], method_weights("lego", [0.5, 0.5]), rank=3)
     torch.testing.assert_close(result.update(), part.update(), rtol=1e-4, atol=1e-5)
 
 
