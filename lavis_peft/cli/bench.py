@@ -31,7 +31,8 @@ _AGAINST = ("plain", "single", "huggingface")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
               help="Where to measure; auto takes a GPU where there is one.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the table and, beside it, .json to this file.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.md",
+              help="Write the table and, beside it, .json to this file.")  # fmt: skip
 def command(
     size: str,
     llm: str,

@@ -47,3 +47,9 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
     done = CliRunner().invoke(main, ["bench", "--device", "cuda"])
     assert done.exit_code == 2
     assert "--device cuda" in done.output
+
+
+def test_an_output_that_is_a_folder_is_named_before_anything_is_measured(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["bench", "--size", "tiny", "--output", str(tmp_path)])
+    assert result.exit_code == 2
+    assert f"File '{tmp_path}' is a directory" in result.output
