@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -143,12 +144,17 @@ def t5_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random LLaMA in Hugging Face's format, with a word tokenizer."""
+def _with_llama() -> ModuleType:
     transformers = pytest.importorskip("transformers")
     if not hasattr(transformers, "LlamaForCausalLM"):
         pytest.skip(f"transformers {transformers.__version__} has no LLaMA")
+    return transformers
+
+
+@pytest.fixture(scope="session")
+def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random LLaMA in Hugging Face's format, with a word tokenizer."""
+    transformers = _with_llama()
     folder = tmp_path_factory.mktemp("llama")
     _save_random(transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA_SIZES)), folder)
     _write_fast_tokenizer(
@@ -171,9 +177,8 @@ _SENTENCES = [
 @pytest.fixture(scope="session")
 def sentencepiece_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LLaMA folder with a real SentencePiece model, which LAVIS's slow tokenizer needs."""
-    sentencepiece = pytest.importorskip("sentencepiece")
+    transformers, sentencepiece = _with_llama(), pytest.importorskip("sentencepiece")
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("vicuna")
     corpus = folder / "corpus.txt"
@@ -187,7 +192,7 @@ def sentencepiece_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         byte_fallback=False,
     )
     vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).get_piece_size()
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=48,
@@ -197,7 +202,7 @@ def sentencepiece_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=0,
     )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
+    model = transformers.LlamaForCausalLM(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
