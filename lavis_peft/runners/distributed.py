@@ -18,6 +18,7 @@ from lavis_peft.errors import ConfigError, RunFailed
 from lavis_peft.runners import peers
 from lavis_peft.runners.parked import leave_out_parked
 from lavis_peft.runners.precision import check_device
+from lavis_peft.runners.settling import settle_at_exit
 
 _log = logging.getLogger(__name__)
 
@@ -132,7 +133,6 @@ def wrap(model: nn.Module) -> nn.Module:
     if world_size() == 1 or not trainable:  # DistributedDataParallel refuses a model without gradients
         return model
     on_gpu = trainable[0].device.type == "cuda"
-    on_gpu = trainable[0].device.type == "cuda"
     leave_out_parked(model, trainable[0].device)
     return DistributedDataParallel(
         model,
@@ -216,6 +216,7 @@ def init_distributed_mode(args: Any) -> None:
 
 def _join(args: Any, url: str) -> None:
     hook = sys.excepthook
+    settle_at_exit()
     try:
         # Not init_process_group's own waiting: that is as long as any wait in the run.
         store, _, _ = next(dist.rendezvous(url, args.rank, args.world_size, timeout=JOINING))

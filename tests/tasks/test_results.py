@@ -117,8 +117,10 @@ _TWO_PROCESSES = """
 import sys
 import torch.distributed as dist
 from lavis_peft.errors import DataError
+from lavis_peft.runners.settling import settle_at_exit
 from lavis_peft.tasks.results import complete, gather, on_main
 rank = int(sys.argv[1])
+settle_at_exit()
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], world_size=2, rank=rank)
 own = [{"question_id": str(number), "correct": True} for number in ((0, 2), (1, 0))[rank]]
 found = complete(gather(own), ["0", "1", "2"], "test")
