@@ -188,6 +188,8 @@ def main() -> None:
     if arguments.build:
         sys.stdout.write(f"\n{json.dumps(build(Path(arguments.folder), arguments.depth, arguments.build))}\n")
         return None
+    if arguments.folder:
+        Path(arguments.folder).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="loading_memory_", dir=arguments.folder))
     try:
         sizes = ["--layers", str(arguments.layers), "--depth", str(arguments.depth)]

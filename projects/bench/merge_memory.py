@@ -154,6 +154,8 @@ def main() -> None:
     if arguments.make:
         sys.stdout.write(f"{make(Path(arguments.make), arguments.layers)}\n")
         return
+    if arguments.folder:
+        Path(arguments.folder).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="merge_memory_", dir=arguments.folder))
     try:
         maker = [sys.executable, __file__, "--make", str(folder), "--layers", str(arguments.layers)]
