@@ -1,7 +1,9 @@
 """Small checks of configuration sections, shared by everything that reads one."""
 
 import difflib
+import tempfile
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -42,3 +44,17 @@ def shortened(names: Iterable[object], shown: int = 10) -> str:
     every = [str(name) for name in names]
     more = f" and {len(every) - shown} more" if len(every) > shown else ""
     return ", ".join(every[:shown]) + more
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why nothing can be put into a folder, or None; found by trying, before the hours that what is written may take.
+
+    Args:
+        folder: Its full path. Where it isn't there yet, the nearest folder above it is tried; nothing is made.
+    """
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        return f"can't be written to ({there}: {error.strerror or first_line(error)})"
+    return None

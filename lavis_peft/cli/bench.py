@@ -59,8 +59,11 @@ def command(
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages; read when torch is imported
     import lavis_peft
+    from lavis_peft.checks import unwritable
     from lavis_peft.errors import ConfigError
 
+    if output is not None and (problem := unwritable(output.expanduser().resolve().parent)):
+        raise ConfigError(f"--output {output}: {problem}")
     lavis_peft.register()
     import torch
     from tqdm import tqdm
@@ -87,7 +90,7 @@ def command(
         result = run(plan, "lavis-peft " + " ".join(["bench", *sys.argv[2:]]), bar.update)
     text = table.markdown(result)
     if output is not None:
-        _write(output, text, result)
+        _write(output.expanduser(), text, result)
     click.echo(json.dumps(result, indent=2) if as_json else text)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lavis_peft.checks import first_line
+from lavis_peft.checks import unwritable
 from lavis_peft.errors import ConfigError, VerificationFailed
 
 #: How far a candidate's score may move. Float32 sums differ by rounding only; in half precision, weights are rounded.
@@ -29,12 +29,8 @@ def check_folder(output: Path) -> Path:
     output = output.expanduser().resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output {output}: exists already; give a new or empty folder")
-    # Tried before a model is loaded, which may take minutes.
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output.parent).close()
-    except OSError as error:
-        raise ConfigError(f"--output {output}: can't be written to ({error.strerror or first_line(error)})") from None
+    if problem := unwritable(output.parent):
+        raise ConfigError(f"--output {output}: {problem}")
     return output
 
 
@@ -48,12 +44,8 @@ def check_checkpoint_name(output: str) -> Path:
     problems = [] if target.suffix == ".pth" else [f"--output {target}: must end in .pth, as checkpoints do"]
     taken = [path for path in (target, target.with_suffix(".yaml")) if path.exists()]
     problems += [f"--output {path}: exists already; give a new name" for path in taken]
-    # Tried before anything is read: what comes may take hours.
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=target.parent).close()
-    except OSError as error:
-        problems.append(f"--output {target}: can't be written to ({error.strerror or first_line(error)})")
+    if problem := unwritable(target.parent):
+        problems.append(f"--output {target}: {problem}")
     if problems:
         raise ConfigError(problems)
     return target
@@ -71,6 +63,8 @@ def whole_folder(output: Path) -> Iterator[Path]:
     """
     from lavis_peft.adapters.files import writing
 
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         with writing(output), _ending_in_order():

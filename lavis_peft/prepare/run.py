@@ -1,14 +1,13 @@
 """Preparing a benchmark: read its download, check the pictures, write annotation files and a dataset YAML."""
 
 import json
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lavis_peft.checks import first_line, listing
+from lavis_peft.checks import first_line, listing, unwritable
 from lavis_peft.datasets.records import summary
 from lavis_peft.errors import ConfigError, DataError, DiskFull
 from lavis_peft.prepare.benchmark import SPLITS, Benchmark, Extract, questions
@@ -70,7 +69,8 @@ def _check_output(output: Path) -> None:
     Raises:
         ConfigError: Names every file that is, or why the folder can't be written to.
     """
-    _try_out(output)
+    if problem := unwritable(output):
+        raise ConfigError(f"--output {output}: {problem}")
     paths = _paths(output)
     folders = [path.name for path in paths.values() if path.is_dir()]
     if folders:
@@ -81,15 +81,6 @@ def _check_output(output: Path) -> None:
             f"--output {output}: has {listing(strange)} without the {_YAML} that prepare writes, so these may be "
             "files of a download; give another folder"
         )
-
-
-def _try_out(output: Path) -> None:
-    """Write where the output will be, before minutes of reading; a folder that isn't there yet is left to the end."""
-    there = next(folder for folder in (output, *output.parents) if folder.exists())
-    try:
-        tempfile.TemporaryFile(dir=there).close()
-    except OSError as error:
-        raise ConfigError(f"--output {output}: {there} can't be written to ({first_line(error)})") from None
 
 
 def _paths(output: Path) -> dict[str, Path]:

@@ -49,6 +49,13 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
     assert "--device cuda" in done.output
 
 
+def test_an_output_that_can_not_be_written_is_named_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = CliRunner().invoke(main, ["bench", "--size", "tiny", "--output", str(tmp_path / "file" / "bench.md")])
+    assert result.exit_code == 2
+    assert f"bench.md: can't be written to ({tmp_path / 'file'}: Not a directory)" in result.output
+
+
 def test_an_output_that_is_a_folder_is_named_before_anything_is_measured(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["bench", "--size", "tiny", "--output", str(tmp_path)])
     assert result.exit_code == 2
