@@ -20,6 +20,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Before any test module imports transformers: a torchvision that doesn't fit the torch would break it.
 compat.apply()
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Let no test's random numbers depend on the tests that its worker ran before."""
+    for name, seed in (("torch", "manual_seed"), ("numpy.random", "seed")):
+        if name in sys.modules:  # tests of pure functions import neither
+            getattr(sys.modules[name], seed)(0)
+
+
 WORDS = [
     "question",
     "short",
