@@ -71,7 +71,7 @@ def test_an_error_ends_all_with_its_code_and_is_told_once(failing: int, run: Run
     codes, said, seconds = run(*parts)
     assert codes == [2, 2, 2]
     assert said.count("a.png: broken") == 1 and len(said.splitlines()) == 1
-    assert seconds < 10
+    assert seconds < 25
 
 
 def test_an_unforeseen_error_shows_its_traceback_where_it_was_and_a_line_by_the_main_process(run: Run) -> None:
@@ -92,7 +92,7 @@ def test_a_killed_process_ends_all(killed: int, run: Run, tmp_path: Path) -> Non
     name = f"the main process (pid {pid(tmp_path, 0)}" if killed == 0 else f"process 1 of 3 (pid {pid(tmp_path, 1)}"
     assert name in said and "is gone without a word" in said
     assert len(said.splitlines()) == 1
-    assert seconds < 10
+    assert seconds < 25
 
 
 def pid(folder: Path, rank: int) -> str:
@@ -103,17 +103,17 @@ def test_the_same_error_on_every_process_is_told_once(run: Run) -> None:
     codes, said, seconds = run(*["raise ConfigError('run.x: wrong')"] * 3)
     assert codes == [2, 2, 2]
     assert said.count("run.x: wrong") == 1
-    assert seconds < 10
+    assert seconds < 25
 
 
 def test_different_errors_are_all_told(run: Run) -> None:
-    _, said, _ = run("time.sleep(0.3); raise DataError('a')", "raise DataError('b')")
+    _, said, _ = run("time.sleep(0.1); raise DataError('a')", "raise DataError('b')")
     assert sorted(line.rpartition(": ")[2] for line in said.splitlines()) == ["a", "b"]
 
 
 @pytest.mark.parametrize("hit", [0, 2])
 def test_a_cause_is_told_and_not_what_it_looks_like_elsewhere(hit: int, run: Run) -> None:
-    parts = ["rest()", f"time.sleep(0.3); {KILLED}", "rest()"]
+    parts = ["rest()", f"time.sleep(0.1); {KILLED}", "rest()"]
     parts[hit] = "raise RuntimeError('[gloo/pair.cc:1] Connection closed by peer')"
     codes, said, _ = run(*parts)
     assert codes == [1, -signal.SIGKILL, 1]
@@ -141,7 +141,7 @@ def test_leaving_in_any_order_alarms_nobody(last: int, run: Run) -> None:
 def test_a_death_is_noticed_although_a_forked_child_lives_on(run: Run) -> None:
     codes, said, seconds = run("rest()", f"os.fork() or (os.close(1), os.close(2), rest()); {KILLED}")
     assert codes == [1, -signal.SIGKILL]
-    assert "process 1 of 2" in said and seconds < 10
+    assert "process 1 of 2" in said and seconds < 25
 
 
 def test_holding_pythons_lock_is_no_alarm(run: Run) -> None:
