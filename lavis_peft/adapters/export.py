@@ -153,5 +153,6 @@ def put_back(module: nn.Module, folder: Path) -> None:
     with warnings.catch_warnings():
         # Buffers that a method makes from the base weights are in the file for this plugin alone.
         warnings.simplefilter("ignore")
-        whole = PeftModel(module, config_class(kind)(**options))
+        # Up to 0.13, peft makes copies of norms float32, and what follows them in a half-precision model fails.
+        whole = PeftModel(module, config_class(kind)(**options), autocast_adapter_dtype=not METHODS[kind].norms)
         set_peft_model_state_dict(whole, read_checkpoint(folder / WEIGHTS))

@@ -134,7 +134,7 @@ def _placed(name: str) -> tuple[str, str] | None:
                 return part, qformer_to_lavis(inside) if part == "qformer" else inside
     if name.startswith(("encoder.layer.", "embeddings.")):  # the latter with `bias: all`
         return "qformer", qformer_to_lavis(name)
-    if re.match(r"(?:encoder|decoder)\.block\.|model\.layers\.|lm_head\.|shared\.", name):
+    if re.match(r"(?:encoder|decoder)\.(?:block|final_layer_norm)\.|model\.(?:layers|norm)\.|lm_head\.|shared\.", name):
         return "llm", name
     return None
 
@@ -174,7 +174,7 @@ def spec_of(adapter: PartAdapter, module: nn.Module, family: str, where: str) ->
     problems += _feed_forward_problems(adapter, kind, where)
     if problems:
         raise ConfigError(problems)
-    return AdapterSpec("adapter", kind, options=own, **_targets(adapter.names, module, family))
+    return AdapterSpec("adapter", kind, options=own, **_targets(adapter.names, module, family, METHODS[kind].norms))
 
 
 def _exact(pattern: Mapping[str, Any] | None, names: Mapping[str, str]) -> dict[str, Any]:
@@ -208,11 +208,11 @@ def _feed_forward_problems(adapter: PartAdapter, kind: str, where: str) -> list[
     ]
 
 
-def _targets(names: Mapping[str, str], module: nn.Module, family: str) -> dict[str, Any]:
+def _targets(names: Mapping[str, str], module: nn.Module, family: str, norms: bool) -> dict[str, Any]:
     words, left = [], set(names)
-    for word in allowed_words(family):
+    for word in allowed_words(family, norms):
         try:
-            covered = set(resolve(module, family, [word])[word])
+            covered = set(resolve(module, family, [word], norms)[word])
         except ConfigError:
             continue  # the model has no such layer
         if covered <= left:

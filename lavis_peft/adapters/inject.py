@@ -13,15 +13,15 @@ from lavis_peft.adapters.method_table import METHODS
 from lavis_peft.adapters.methods import NARROWING, option_defaults
 from lavis_peft.adapters.patterns import exact_patterns
 from lavis_peft.adapters.spec import AdapterSpec, AdaptersSpec, peft_config
-from lavis_peft.adapters.sublayers import layer_of, resolve, word_of
+from lavis_peft.adapters.sublayers import fits, layer_of, resolve, word_of
 from lavis_peft.adapters.triplets import Slot
 from lavis_peft.adapters.wrapping import wrap
-from lavis_peft.checks import shortened
+from lavis_peft.checks import listing, shortened
 from lavis_peft.errors import ConfigError
 
 
 def inject(module: nn.Module, family: str, spec: AdapterSpec, part: str) -> tuple[str, ...]:
-    """Wrap the linear layers that a spec names; everything else keeps its place, its name and its values.
+    """Wrap the linear layers, or norms, that a spec names; everything else keeps its place, its name and its values.
 
     Base weights are frozen. Adapter weights are float32 also where the base is in half precision, lie on the base
     layer's device, and allocate nothing where the base is on the meta device.
@@ -36,8 +36,8 @@ def inject(module: nn.Module, family: str, spec: AdapterSpec, part: str) -> tupl
         Names below ``module`` of the layers adapted, in the module's order.
 
     Raises:
-        ConfigError: A word or pattern matches nothing, a pattern matches something that is no linear layer, or the
-            part has an adapter already.
+        ConfigError: A word or pattern matches nothing, a pattern matches something that the method can't adapt, or
+            the part has an adapter already.
         RuntimeError: peft wrapped other layers than it was told to.
     """
     names, config = _plan(module, family, spec, part)
@@ -46,14 +46,16 @@ def inject(module: nn.Module, family: str, spec: AdapterSpec, part: str) -> tupl
 
 
 def target_names(module: nn.Module, family: str, spec: AdapterSpec, part: str) -> tuple[str, ...]:
-    """The linear layers that a spec names, narrowed by peft's ``layers_to_transform``, ``exclude_modules`` and so on.
+    """The layers that a spec names, narrowed by peft's ``layers_to_transform``, ``exclude_modules`` and so on.
 
     Args and errors are those of `inject`.
     """
-    words = _words(module, family, spec, part)
+    words, norms = _words(module, family, spec, part), METHODS[str(spec.peft_type)].norms
     targets: Any = spec.target_modules
     if words:
         targets = sorted({name for names in words.values() for name in names})
+    elif targets is None:
+        targets = [name for name, layer in module.named_modules() if fits(layer, norms)]
     elif isinstance(targets, str) and targets.lower() == "all-linear":
         targets = _all_linear(module)
     config = peft_config(spec, targets, layers_to_transform=None)
@@ -65,13 +67,16 @@ def target_names(module: nn.Module, family: str, spec: AdapterSpec, part: str) -
     for word, group in words.items():
         if not set(group) & set(names):
             problems.append(f"{part}.sublayers: '{word}' matches nothing with {narrowed}")
+    only, hint = "only linear layers are adapted", ""
+    if norms:
+        there = sorted({name.rpartition(".")[2] for name, layer in layers.items() if fits(layer, norms)})
+        only, hint = f"{spec.peft_type} trains norms", f"; the norms here are called {listing(there)}"
     if not names and not problems:
-        problems.append(
-            f"{part}.target_modules: {spec.target_modules!r} matches no layer of this {type(module).__name__}"
-        )
-    odd = [f"{name} (a {type(layers[name]).__name__})" for name in names if not isinstance(layers[name], nn.Linear)]
+        what = f"matches no layer of this {type(module).__name__}{hint}"
+        problems.append(f"{part}.target_modules: {spec.target_modules!r} {what}")
+    odd = [f"{name} (a {type(layers[name]).__name__})" for name in names if not fits(layers[name], norms)]
     if odd:
-        problems.append(f"{part}.target_modules: only linear layers are adapted, but it matches {shortened(odd)}")
+        problems.append(f"{part}.target_modules: {only}, but it matches {shortened(odd)}{hint}")
     if problems:
         raise ConfigError(problems)
     return names
@@ -79,7 +84,7 @@ def target_names(module: nn.Module, family: str, spec: AdapterSpec, part: str) -
 
 def _words(module: nn.Module, family: str, spec: AdapterSpec, part: str) -> dict[str, tuple[str, ...]]:
     try:
-        return resolve(module, family, spec.sublayers)
+        return resolve(module, family, spec.sublayers, METHODS[str(spec.peft_type)].norms)
     except ConfigError as error:
         raise ConfigError([f"{part}.sublayers: {problem}" for problem in error.problems]) from None
 
@@ -207,8 +212,8 @@ def _plan(
         raise ConfigError(f"{part}: has an adapter already")
     names = target_names(module, family, spec, part)
     method = METHODS[str(spec.peft_type)]
-    without = [name for name in names if module.get_submodule(name).bias is None]
-    if method.needs_bias and without:
+    without = [name for name in names if method.needs_bias and module.get_submodule(name).bias is None]
+    if without:
         raise ConfigError(f"{part}: {method.peft_type} trains biases, and these layers have none: {shortened(without)}")
     # An exact expression, because a list of names would match as endings of longer names too.
     targets = "|".join(re.escape(name) for name in names)

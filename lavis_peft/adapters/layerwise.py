@@ -1,9 +1,9 @@
-"""Merge a part's adapter one linear layer at a time, from base weights that needn't be in memory together.
+"""Merge a part's adapter one layer at a time, from base weights that needn't be in memory together.
 
 Most methods' layers depend on nothing but themselves: each is built anew on its weight. Of a method whose layers share
 tensors all layers are built once, on no weights; a layer gets its weight while it is merged.
 
-Shapes: i inputs and o outputs of a linear layer.
+Shapes: i inputs and o outputs of a linear layer; a norm's weight is (i,).
 """
 
 import copy
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.func import functional_call
 
 from lavis_peft.adapters.held import held_names, tensors_of
 from lavis_peft.adapters.merge import adapted_layers, cast, merged_layer, split
@@ -44,7 +44,7 @@ class LayerMerger:
         self.layers = adapted_layers(part)
         self.difference = 0.0
         self.merged = 0
-        self._config = part.peft_config[ADAPTER] if self.layers else None
+        self._config: Any = part.peft_config[ADAPTER] if self.layers else None
         #: The precision of the base in training.
         self.held = held
         self._of_layer: dict[str, dict[str, Tensor]] = {name: {} for name in self.layers}
@@ -65,7 +65,7 @@ class LayerMerger:
 
         Args:
             name: An adapted layer.
-            weight: Its base weight (o, i).
+            weight: Its base weight (o, i), or (i,) of a norm.
             bias: Its base bias (o,).
             dtype: What to write; None writes the precision that the part is held in.
 
@@ -89,16 +89,21 @@ class LayerMerger:
         self.merged += 1
         return plain
 
-    def _linear(self, weight: Tensor, bias: Tensor | None) -> nn.Linear:
-        with torch.device("meta"):
-            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-        linear.weight = nn.Parameter(weight.to(self.held), requires_grad=False)
+    def _base(self, name: str, weight: Tensor, bias: Tensor | None) -> nn.Module:
+        """A layer as it was in training before it was adapted."""
+        base: nn.Module
+        if METHODS[self._config.peft_type.value].norms:
+            base = copy.deepcopy(self.layers[name].get_base_layer())  # of any class, with its epsilon
+        else:
+            with torch.device("meta"):
+                base = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        base.weight = nn.Parameter(weight.to(self.held), requires_grad=False)
         if bias is not None:
-            linear.bias = nn.Parameter(bias.to(self.held), requires_grad=False)
-        return linear
+            base.bias = nn.Parameter(bias.to(self.held), requires_grad=False)
+        return base
 
     def _built(self, name: str, weight: Tensor, bias: Tensor | None) -> nn.Module:
-        """peft's layer on a real linear layer, with what was trained in it."""
+        """peft's layer on a real layer, with what was trained in it."""
         config: Any = copy.copy(self._config)
         config.target_modules = re.escape(name)
         for key, value in METHODS[config.peft_type.value].quick.items():
@@ -107,7 +112,7 @@ class LayerMerger:
             if given := getattr(config, key, None):  # peft warns of names that it doesn't meet
                 setattr(config, key, {layer: value for layer, value in given.items() if layer == name})
         parent = nn.Module()
-        _put_at(parent, name, self._linear(weight, bias))
+        _put_at(parent, name, self._base(name, weight, bias))
         layer = wrapped(parent, name, config)
         found = self._of_layer[name]
         lost, foreign = layer.load_state_dict(found, strict=False)
@@ -121,7 +126,7 @@ class LayerMerger:
         if self._together is None:
             self._together = self._all_layers()
         layer = copy.deepcopy(self._together.get_submodule(name))
-        layer.base_layer = self._linear(weight, bias)
+        layer.base_layer = self._base(name, weight, bias)
         trained = self._of_layer[name]
         layer.load_state_dict({key: trained[key] for key in trained if key.startswith("base_layer.")}, strict=False)
         return layer.eval()
@@ -165,8 +170,9 @@ def _set(holder: nn.Module, name: str, value: Tensor) -> None:
         holder._buffers[name] = value
 
 
-def _difference(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> float:
-    given = torch.randn(_ROWS, weight.shape[1], generator=torch.Generator().manual_seed(0))  # (rows, i)
+def _difference(layer: Any, weight: Tensor, bias: Tensor | None) -> float:
+    given = torch.randn(_ROWS, weight.shape[-1], generator=torch.Generator().manual_seed(0))  # (rows, i)
     expected = layer(given)  # (rows, o)
-    found = F.linear(given, weight.float(), None if bias is None else bias.float())
+    merged = {"weight": weight.float()} | ({} if bias is None else {"bias": bias.float()})
+    found = functional_call(layer.get_base_layer(), merged, (given,))
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

@@ -59,7 +59,7 @@ def plain_state(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def unwrap(module: nn.Module) -> None:
-    """Replace every adapted layer of a module, in place, by its base ``nn.Linear`` with the adapter merged in.
+    """Replace every adapted layer of a module, in place, by its base layer with the adapter merged in.
 
     Args:
         module: A part or a whole model.

@@ -28,6 +28,7 @@ class Method:
             tensors of it that are `held`.
         written: Keys that peft asks for in an ``adapter_config.json``, whatever their values.
         needs_bias: It trains something only in layers with a bias.
+        norms: It trains norms, in place of putting something beside linear layers.
     """
 
     peft_type: str
@@ -43,6 +44,7 @@ class Method:
     quick: Mapping[str, object] = field(default_factory=dict)
     written: tuple[str, ...] = ()
     needs_bias: bool = False
+    norms: bool = False
 
 
 OWN = "the plugin sets it itself"

@@ -96,11 +96,13 @@ ADALORA = Method(
     together=problems_of_ranks_and_phases,
 )
 
+LN_TUNING = Method(peft_type="LN_TUNING", checks={}, refused=REFUSED, norms=True)
+
 METHODS: dict[str, Method] = {
-    method.peft_type: method for method in (LORA, ADALORA, *LOW_RANK, *ORTHOGONAL, *SPARSE, *SHARED)
+    method.peft_type: method for method in (LORA, ADALORA, *LOW_RANK, *ORTHOGONAL, *SPARSE, *SHARED, LN_TUNING)
 }
 
-_PROMPT = "it works through the prompt or the attention's memory and adapts no linear layers"
+_PROMPT = "it works through the prompt or the attention's memory and adapts no layers"
 
 #: peft's other types -> why they can't be used here.
 UNSUPPORTED = {
@@ -113,7 +115,6 @@ UNSUPPORTED = {
         "model: no checkpoint holds it, and no layer can be merged by itself"
     ),
     "LILY": "peft can't merge it",
-    "LN_TUNING": "it trains norms, and adapters go into linear layers here",
     "POLY": "it needs task numbers, which LAVIS's models don't pass on",
     "XLORA": "it mixes adapters that were trained before",
     "TRAINABLE_TOKENS": "it trains rows of an embedding",

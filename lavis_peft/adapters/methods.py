@@ -87,6 +87,10 @@ def put_in(module: Any, config: Any) -> None:
     else:
         with torch.device("meta") if on_meta else nullcontext():
             _put_in(module, config)
+    if method.norms:
+        from lavis_peft.adapters.norms import hold_masters
+
+        hold_masters(module)
     for layer in list(module.modules()) if method.held else ():
         for name in method.held:
             if hasattr(layer, name):
@@ -111,7 +115,10 @@ def _put_in(module: Any, config: Any) -> None:
         # methods that keep what layers share in the tuner, which it throws away; the layers refer to it too.
         PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](module, config, "default")
     else:
-        inject_adapter_in_model(config, module)
+        with warnings.catch_warnings():
+            # LN_TUNING looks for the inputs and outputs of a norm, and does nothing with them.
+            warnings.filterwarnings("ignore", "Unsupported layer type .*[Nn]orm")
+            inject_adapter_in_model(config, module)
 
 
 @contextmanager
@@ -163,7 +170,8 @@ def trial_problem(peft_type: str, targets: object, options: Mapping[str, object]
             config_class(peft_type)(target_modules=targets if isinstance(targets, str) else ["0"], **whole)
             own = config_class(peft_type)(target_modules=["0"], **for_peft(peft_type, given))
             if not METHODS[peft_type].sized:
-                put_in(torch.nn.Sequential(torch.nn.Linear(16, 16)), own)
+                layer = torch.nn.LayerNorm(16) if METHODS[peft_type].norms else torch.nn.Linear(16, 16)
+                put_in(torch.nn.Sequential(layer), own)
     except (ValueError, TypeError, ImportError, NotImplementedError, AttributeError) as error:
         return [f"{where}: peft refuses these settings: {first_line(error)}"]
     return []

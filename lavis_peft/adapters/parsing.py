@@ -39,8 +39,9 @@ def part(value: object, family: str, where: str) -> tuple[dict[str, Any], list[s
     """
     if not isinstance(value, Mapping):
         return _word(value, where)
-    problems = _where_problems(value, family, where)
     peft_type, found = _peft_type(value, where)
+    norms = peft_type is not None and METHODS[peft_type].norms
+    problems = _where_problems(value, allowed_words(family, norms), where, needed=not norms)
     options = {key: item for key, item in value.items() if key not in _OWN_KEYS}
     if peft_type:
         found += _option_problems(peft_type, options, where)
@@ -51,7 +52,7 @@ def part(value: object, family: str, where: str) -> tuple[dict[str, Any], list[s
     fields = {
         "mode": "adapter",
         "peft_type": peft_type,
-        "sublayers": tuple(word for word in allowed_words(family) if word in words),
+        "sublayers": tuple(word for word in allowed_words(family, norms) if word in words),
         "target_modules": patterns if isinstance(patterns, str) or patterns is None else tuple(patterns),
         "options": options,
     }
@@ -109,18 +110,18 @@ def _word(value: object, where: str) -> tuple[dict[str, Any], list[str]]:
     return {}, [f"{where}: found {found}{hint}; allowed: full, frozen, or a mapping with peft_type"]
 
 
-def _where_problems(section: Mapping[Any, Any], family: str, where: str) -> list[str]:
+def _where_problems(section: Mapping[Any, Any], allowed: Sequence[str], where: str, needed: bool) -> list[str]:
     words, patterns = section.get("sublayers"), section.get("target_modules")
     given = [key for key in ("sublayers", "target_modules") if key in section]
     if len(given) == 2:
         return [f"{where}: both sublayers and target_modules are given; give one"]
     if not given:
-        return [f"{where}: neither sublayers nor target_modules is given; sublayers: {listing(allowed_words(family))}"]
+        message = f"{where}: neither sublayers nor target_modules is given; sublayers: {listing(allowed)}"
+        return [message] if needed else []
     if given == ["sublayers"]:
         if not isinstance(words, (list, tuple)) or not words:
-            allowed = listing(allowed_words(family))
-            return [f"{where}.sublayers: found {words!r}; give a list of one or more of {allowed}"]
-        return _name_problems(words, allowed_words(family), f"{where}.sublayers")
+            return [f"{where}.sublayers: found {words!r}; give a list of one or more of {listing(allowed)}"]
+        return _name_problems(words, allowed, f"{where}.sublayers")
     return _pattern_problems(patterns, f"{where}.target_modules")
 
 

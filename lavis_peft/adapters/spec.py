@@ -24,7 +24,8 @@ class AdapterSpec:
         mode: ``adapter``, ``full`` (every parameter trains) or ``frozen``.
         peft_type: peft's name of the method; None unless ``mode`` is ``adapter``.
         sublayers: Words of `adapters.sublayers`, in the table's order; empty where ``target_modules`` says it.
-        target_modules: peft's own pattern of layer names, a regular expression or a tuple of name endings.
+        target_modules: peft's own pattern of layer names, a regular expression or a tuple of name endings. Without it
+            and without words, a method that trains norms takes all of the part's.
         options: Everything else, handed to peft's config class unchanged.
     """
 
@@ -37,7 +38,10 @@ class AdapterSpec:
     )
     target_modules: str | tuple[str, ...] | None = field(
         default=None,
-        metadata={"meaning": "instead of `sublayers`: peft's own pattern of names, below `Qformer.bert` or the LLM"},
+        metadata={
+            "meaning": "instead of `sublayers`: peft's own pattern of names, below `Qformer.bert` or the LLM; with "
+            "neither, LN_TUNING takes every norm"
+        },
     )
     options: Mapping[str, Any] = field(
         default_factory=dict,
@@ -51,9 +55,9 @@ class AdapterSpec:
         section: dict[str, Any] = {"peft_type": self.peft_type}
         if self.sublayers:
             section["sublayers"] = list(self.sublayers)
-        else:
+        elif self.target_modules is not None:
             patterns = self.target_modules
-            section["target_modules"] = patterns if isinstance(patterns, str) else list(patterns or ())
+            section["target_modules"] = patterns if isinstance(patterns, str) else list(patterns)
         return {**section, **{key: plain(value) for key, value in self.options.items()}}
 
 
@@ -175,7 +179,7 @@ def documented_keys(where: str = "model.adapters") -> list[tuple[str, str, str, 
     }
     part = {
         "peft_type": ("word", "required"),
-        "sublayers": ("list", "required, or `target_modules`"),
+        "sublayers": ("list", "required, or `target_modules`; LN_TUNING needs neither"),
         "target_modules": ("text or list", "none"),
         "options": ("peft's", "peft's"),
     }

@@ -1,7 +1,8 @@
-"""The paper's words for sub-layers, and the linear layers each of them stands for.
+"""The paper's words for sub-layers, and the linear layers, or norms, each of them stands for.
 
 This table is the only place that knows how a backbone names its layers. A word is a set of single projections, and
-`attention.q` style words name one of them, so `ffn` and `[ffn.query, ffn.text]` are the same thing.
+`attention.q` style words name one of them, so `ffn` and `[ffn.query, ffn.text]` are the same thing. For a method that
+trains norms, a word is the norms of that sub-layer: in the Q-Former those after it, in T5 and LLaMA those before.
 """
 
 import re
@@ -64,52 +65,111 @@ _GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
+# The same two tables for norms.
+_NORMS: dict[str, dict[str, str]] = {
+    "qformer": {
+        "self_attention": _QFORMER_LAYER + r"attention\.output\.LayerNorm",
+        "cross_attention": _QFORMER_LAYER + r"crossattention\.output\.LayerNorm",
+        "ffn.query": _QFORMER_LAYER + r"output_query\.LayerNorm",
+        "ffn.text": _QFORMER_LAYER + r"output\.LayerNorm",
+        "embeddings": _ANY + r"embeddings\.LayerNorm",
+    },
+    "t5": {
+        # An encoder's block is attention and feed-forward network; a decoder's has cross-attention between the two.
+        "attention": _ANY + r"(?:encoder\.block\.\d+\.layer\.0|decoder\.block\.\d+\.layer\.[01])\.layer_norm",
+        "ffn": _ANY + r"(?:encoder\.block\.\d+\.layer\.1|decoder\.block\.\d+\.layer\.2)\.layer_norm",
+        "final": _ANY + r"final_layer_norm",
+    },
+    "llama": {
+        "attention": _ANY + r"layers\.\d+\.input_layernorm",
+        "ffn": _ANY + r"layers\.\d+\.post_attention_layernorm",
+        "final": _ANY + r"norm",
+    },
+}
+_NORM_GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
+    "qformer": {
+        "self_attention": ("self_attention",),
+        "cross_attention": ("cross_attention",),
+        "ffn": ("ffn.query", "ffn.text"),
+    },
+    "t5": {},
+    "llama": {},
+}
+
 # family -> what its repeated layers are numbered under
 _STACKS = {"qformer": "layer", "t5": "block", "llama": "layers"}
 
 # The layers that lead out of a feed-forward network, in all families; an attention's output isn't one.
 _OUTWARD = re.compile(r"(?:(?<!attention)\.output(?:_query)?\.dense|\.wo|\.down_proj)$")
 
+# What of a norm's name begins the copy of it that peft's LN_TUNING trains.
+_NORM_COPY = ".ln_tuning_layers."
+
 # What reports call a layer: the paper's sub-layers, with the Q-Former's two branches apart.
 _REPORTED = ("ffn.query", "ffn.text")
 
 
-def allowed_words(family: str) -> tuple[str, ...]:
+def allowed_words(family: str, norms: bool = False) -> tuple[str, ...]:
     """The words `sublayers` accepts for a family of backbones, the paper's own first.
 
     Args:
         family: ``qformer``, ``t5`` or ``llama``.
+        norms: For a method that trains norms.
     """
-    groups, singles = _GROUPS[family], _PROJECTIONS[family]
+    groups, singles = _tables(family, norms)
     return (*groups, *(name for name in singles if name not in groups))
 
 
-def resolve(module: nn.Module, family: str, words: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The linear layers that words stand for.
+def kind_of_layer(norms: bool) -> str:
+    """What messages call the layers that a method adapts."""
+    return "norm" if norms else "linear layer"
+
+
+def fits(layer: nn.Module, norms: bool) -> bool:
+    """Whether a layer is one that a method can adapt.
+
+    A norm is known by its class's name and its vector of weights: T5's and LLaMA's are transformers' own classes, and
+    apex, where it is installed, brings others.
+
+    Args:
+        layer: Any module.
+        norms: For a method that trains norms.
+    """
+    if not norms:
+        return isinstance(layer, nn.Linear)
+    weight = getattr(layer, "weight", None)
+    return "norm" in type(layer).__name__.lower() and isinstance(weight, nn.Parameter) and weight.ndim == 1
+
+
+def resolve(module: nn.Module, family: str, words: Iterable[str], norms: bool = False) -> dict[str, tuple[str, ...]]:
+    """The linear layers, or norms, that words stand for.
 
     Args:
         module: The part; for the Q-Former, ``Qformer.bert``.
         family: ``qformer``, ``t5`` or ``llama``.
         words: Words of `allowed_words`.
+        norms: For a method that trains norms.
 
     Returns:
-        For each word the full names, below ``module``, of its ``nn.Linear`` layers in the module's order.
+        For each word the full names, below ``module``, of its layers in the module's order.
 
     Raises:
         ConfigError: A word is unknown, or matches no layer of this module.
     """
-    linears = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    layers, allowed = (
+        [name for name, layer in module.named_modules() if fits(layer, norms)],
+        allowed_words(family, norms),
+    )
     found: dict[str, tuple[str, ...]] = {}
     problems = []
     for word in words:
-        if word not in allowed_words(family):
-            allowed = allowed_words(family)
+        if word not in allowed:
             problems.append(f"unknown sub-layer '{word}'{suggestion(word, allowed)}; allowed: {listing(allowed)}")
             continue
-        pattern = _pattern(family, word)
-        found[word] = tuple(name for name in linears if pattern.fullmatch(name))
+        pattern = _pattern(family, word, norms)
+        found[word] = tuple(name for name in layers if pattern.fullmatch(name))
         if not found[word]:
-            problems.append(f"sub-layer '{word}' matches no linear layer of this {type(module).__name__}")
+            problems.append(f"sub-layer '{word}' matches no {kind_of_layer(norms)} of this {type(module).__name__}")
     if problems:
         raise ConfigError(problems)
     return found
@@ -133,8 +193,12 @@ def word_of(family: str, name: str) -> str:
 
     Returns:
         ``self_attention``, ``cross_attention``, ``ffn.query``, ``ffn.text``, ``attention`` or ``ffn``; ``other`` for
-        everything that is no linear layer of these (embeddings, norms, heads).
+        everything that is no linear layer of these (embeddings, norms, heads). The copy of a norm that trains is in
+        its norm's sub-layer; ``embeddings`` and ``final`` are such copies outside of the stack.
     """
+    norm, copied, _ = name.partition(_NORM_COPY)
+    if copied:
+        return next(word for word, pattern in [*_NORMS[family].items(), ("other", ".*")] if re.fullmatch(pattern, norm))
     for single, pattern in _PROJECTIONS[family].items():
         if re.match(rf"(?:{pattern})(?:\.|$)", name):
             return single if single in _REPORTED else single.split(".")[0]
@@ -175,6 +239,10 @@ def without_gradient(module: nn.Module, family: str) -> tuple[str, ...]:
     return tuple(name for name in names if dead.fullmatch(name))
 
 
-def _pattern(family: str, word: str) -> re.Pattern[str]:
-    singles = _GROUPS[family].get(word, (word,))
-    return re.compile("|".join(f"(?:{_PROJECTIONS[family][single]})" for single in singles))
+def _tables(family: str, norms: bool) -> tuple[Mapping[str, tuple[str, ...]], Mapping[str, str]]:
+    return (_NORM_GROUPS[family], _NORMS[family]) if norms else (_GROUPS[family], _PROJECTIONS[family])
+
+
+def _pattern(family: str, word: str, norms: bool) -> re.Pattern[str]:
+    groups, patterns = _tables(family, norms)
+    return re.compile("|".join(f"(?:{patterns[single]})" for single in groups.get(word, (word,))))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lavis_peft.adapters.held import tensors_of
 from lavis_peft.adapters.merge import adapted_layers
 from lavis_peft.adapters.method_table import METHODS
+from lavis_peft.adapters.norms import hold_masters
 from lavis_peft.adapters.spec import AdaptersSpec
 from lavis_peft.adapters.triplets import ADAPTER
 from lavis_peft.checks import listing
@@ -77,7 +78,9 @@ def put_beside(module: nn.Module, shape: nn.Module, name: str, state: Mapping[st
     trains |= {wrapped_name(key, shape): value for key, value in trains.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # that there are several is the point
+        warnings.filterwarnings("ignore", "Unsupported layer type .*[Nn]orm")  # as in put_in
         inject_adapter_in_model(config, module, name)
+    hold_masters(module)
     own = tensors_of(module)
     for key, parameter in module.named_parameters():
         parameter.requires_grad_(trains.get(key, False))

@@ -24,6 +24,7 @@ from lavis_peft.errors import CheckpointError
 Spec = Callable[..., AdapterSpec]
 Make = Callable[..., nn.Module]
 PART = "model.adapters.qformer"
+NORMS = ["embeddings.LayerNorm", "encoder.layer.0.crossattention.output.LayerNorm", "encoder.layer.1.output.LayerNorm"]
 LAYERS = [f"encoder.layer.{n}.attention.self.query" for n in (0, 1)] + ["encoder.layer.0.output.dense"]
 ROWS = torch.randn(5, 16, generator=torch.Generator().manual_seed(2))
 
@@ -31,6 +32,10 @@ ROWS = torch.randn(5, 16, generator=torch.Generator().manual_seed(2))
 @pytest.fixture
 def make(make_qformer: Make) -> Make:
     return lambda: make_qformer(layers=2).eval()
+
+
+def layers_for(kind: str) -> list[str]:
+    return NORMS if METHODS[kind].norms else LAYERS
 
 
 def read(folder: Path, make: Make) -> nn.Module:
@@ -54,7 +59,7 @@ def test_what_is_written_here_is_the_same_in_peft(
 ) -> None:
     from peft import PeftModel
 
-    spec, ours = small_spec(kind, target_modules="|".join(LAYERS)), make()
+    spec, ours = small_spec(kind, target_modules="|".join(layers_for(kind))), make()
     inject(ours, "qformer", spec, PART)
     expected = trained(ours).eval()(ROWS)
     write_adapter(exported(ours, spec), tmp_path)
@@ -89,7 +94,7 @@ def saved_by_peft(spec: AdapterSpec, make: Make, trained: Make, folder: Path) ->
     options = for_peft(kind, spec.options)
     if kind == "IA3":
         options["feedforward_modules"] = LAYERS[2:]
-    theirs = get_peft_model(make(), config_class(kind)(target_modules=LAYERS, **options))
+    theirs = get_peft_model(make(), config_class(kind)(target_modules=layers_for(kind), **options))
     trained(theirs).eval().save_pretrained(str(folder))
     return theirs
 

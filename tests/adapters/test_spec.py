@@ -57,6 +57,7 @@ def test_nothing_besides_may_train() -> None:
         {"qformer": {**LORA, "r": 4, "rank_pattern": {"layer.0.*": 2}}, "llm": {**LORA, "lora_alpha": 1.5}},
         {"llm": {"peft_type": "LORA", "target_modules": ["q", "v"], "bias": "lora_only"}},
         {"llm": {"peft_type": "LORA", "target_modules": r".*\.q"}},
+        {"qformer": {"peft_type": "LN_TUNING"}, "llm": {"peft_type": "LN_TUNING", "sublayers": ["ffn", "final"]}},
     ],
 )
 def test_as_dict_is_plain_and_parses_to_the_same(section: Mapping[str, object]) -> None:
@@ -80,8 +81,8 @@ def test_as_dict_is_plain_and_parses_to_the_same(section: Mapping[str, object]) 
         ({"llm": "lora"}, "model.adapters.llm: found 'lora' (did you mean 'peft_type: LORA' in a mapping?)"),
         ({"llm": {"sublayers": ["ffn"]}}, "model.adapters.llm.peft_type: missing; supported: LORA"),
         (
-            {"llm": {**LORA, "peft_type": "LN_TUNING"}},
-            "model.adapters.llm.peft_type: LN_TUNING can't be used here: it trains norms, and adapters go into linear",
+            {"llm": {**LORA, "peft_type": "FROD"}},
+            "model.adapters.llm.peft_type: FROD can't be used here: its basis is computed from all layers of a kind",
         ),
         (
             {"llm": {**LORA, "peft_type": "lorra"}},
@@ -95,6 +96,17 @@ def test_as_dict_is_plain_and_parses_to_the_same(section: Mapping[str, object]) 
             "model.adapters.llm.sublayers: found []; give a list of one or",
         ),
         ({"llm": {"peft_type": "LORA", "sublayers": "ffn"}}, "model.adapters.llm.sublayers: found 'ffn'; give a list"),
+        (
+            {"qformer": {"peft_type": "LN_TUNING", "sublayers": ["self_attention.query"]}},
+            "qformer.sublayers: unknown name 'self_attention.query' (did you mean 'self_attention'?); allowed: "
+            "self_attention, cross_attention, ffn, ffn.query, ffn.text, embeddings",
+        ),
+        (
+            {"llm": {"peft_type": "LN_TUNING", "layers_to_transform": 1}},
+            "llm.layers_to_transform: unknown key; allowed: peft_type, sublayers, target_modules, and those of peft",
+        ),
+        ({"llm": {"peft_type": "LN_TUNING", "modules_to_save": ["x"]}}, "llm.modules_to_save: can't be set here"),
+        ({"llm": {"peft_type": "LN_TUNNING"}}, "llm.peft_type: found 'LN_TUNNING' (did you mean 'LN_TUNING'?)"),
         (
             {"llm": {"peft_type": "LORA", "sublayers": ["self_attention"]}},
             "llm.sublayers: unknown name 'self_attention' (did you mean 'attention'?); allowed:",

@@ -58,6 +58,39 @@ def test_words_of_the_language_models(
     assert len(names) == count
 
 
+NORMS = {
+    "self_attention": [f"encoder.layer.{n}.attention.output.LayerNorm" for n in range(4)],
+    "cross_attention": [f"encoder.layer.{n}.crossattention.output.LayerNorm" for n in (0, 2)],
+    "ffn": [f"encoder.layer.{n}.{output}.LayerNorm" for n in range(4) for output in ("output", "output_query")],
+    "ffn.query": [f"encoder.layer.{n}.output_query.LayerNorm" for n in range(4)],
+    "ffn.text": [f"encoder.layer.{n}.output.LayerNorm" for n in range(4)],
+    "embeddings": ["embeddings.LayerNorm"],
+}
+T5_NORMS = {
+    "attention": [
+        *(f"encoder.block.{n}.layer.0.layer_norm" for n in (0, 1)),
+        *(f"decoder.block.{n}.layer.{m}.layer_norm" for n in (0, 1) for m in (0, 1)),
+    ],
+    "ffn": [f"{stack}.block.{n}.layer.{m}.layer_norm" for stack, m in (("encoder", 1), ("decoder", 2)) for n in (0, 1)],
+    "final": ["encoder.final_layer_norm", "decoder.final_layer_norm"],
+}
+LLAMA_NORMS = {
+    "attention": [f"model.layers.{n}.input_layernorm" for n in (0, 1)],
+    "ffn": [f"model.layers.{n}.post_attention_layernorm" for n in (0, 1)],
+    "final": ["model.norm"],
+}
+
+
+def test_words_of_norms(make_qformer: Callable[..., nn.Module], make_llm: Callable[[str], nn.Module]) -> None:
+    for family, expected in (("qformer", NORMS), ("t5", T5_NORMS), ("llama", LLAMA_NORMS)):
+        module = make_qformer() if family == "qformer" else make_llm(family)
+        found = resolve(module, family, allowed_words(family, norms=True), norms=True)
+        assert {word: sorted(names) for word, names in found.items()} == {k: sorted(v) for k, v in expected.items()}
+        # And there are no others.
+        norms = {name for name, layer in module.named_modules() if "norm" in type(layer).__name__.lower()}
+        assert {name for names in found.values() for name in names} == norms
+
+
 def test_every_word_is_one_of_the_backbones(
     make_qformer: Callable[..., nn.Module], make_llm: Callable[[str], nn.Module]
 ) -> None:
@@ -85,6 +118,12 @@ def test_reports_name_the_sublayer_of_any_parameter() -> None:
     assert word_of("qformer", "encoder.layer.0.output_query.dense") == "ffn.query"
     assert word_of("qformer", "encoder.layer.0.output.dense") == "ffn.text"
     assert word_of("qformer", "encoder.layer.0.output.LayerNorm.weight") == "other"
+    assert word_of("qformer", "encoder.layer.0.output.LayerNorm.base_layer.weight") == "other"
+    copied = "ln_tuning_layers.default.weight"
+    assert word_of("qformer", f"encoder.layer.0.output.LayerNorm.{copied}") == "ffn.text"
+    assert word_of("qformer", f"embeddings.LayerNorm.{copied}") == "embeddings"
+    assert word_of("t5", f"decoder.block.0.layer.1.layer_norm.{copied}") == "attention"
+    assert word_of("llama", f"model.layers.0.self_attn.q_norm.{copied}") == "other"
     assert word_of("t5", "decoder.block.1.layer.1.EncDecAttention.k.weight") == "attention"
     assert word_of("t5", "decoder.block.1.layer.2.DenseReluDense.wi_1.base_layer.weight") == "ffn"
     assert word_of("llama", "model.layers.0.self_attn.o_proj.weight") == "attention"

@@ -39,7 +39,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hra": {"peft_type": "HRA", "r": 2},
     "vera": {"peft_type": "VERA", "r": 8},
     "psoft": {"peft_type": "PSOFT", "r": 4},
+    "norms": {"peft_type": "LN_TUNING"},
 }
+#: Settings -> a layer of theirs with another name in transformers' Q-Former.
+RENAMED = {"norms": ("embeddings.layernorm", "embeddings.LayerNorm")}
 TEXTS = ["what color is the picture ?", "is there a circle ?", "how many"]
 needs_instructblip = pytest.mark.skipif(
     not hasattr(transformers, "InstructBlipForConditionalGeneration"),
@@ -57,6 +60,14 @@ def of(config: Path, checkpoint: Path) -> tuple[object, ...]:
     return "--cfg-path", config, "--checkpoint", checkpoint
 
 
+def both(method: str) -> dict[str, Any]:
+    """A method on both parts; of norms, all that there are."""
+    settings, words = SETTINGS[method], {} if method == "norms" else {"qformer": QFORMER, "llm": LLM}
+    # Patterns are of the Q-Former's names, and T5 has no biases.
+    llm = {key: value for key, value in settings.items() if key not in ("rank_pattern", "bias")}
+    return {"qformer": {**words.get("qformer", {}), **settings}, "llm": {**words.get("llm", {}), **llm}}
+
+
 @pytest.mark.parametrize("layout", ["peft", "peft-hf"])
 @pytest.mark.parametrize("method", SETTINGS)
 def test_what_is_exported_and_imported_is_the_same_to_the_bit(
@@ -65,21 +76,20 @@ def test_what_is_exported_and_imported_is_the_same_to_the_bit(
     settings = SETTINGS[method]
     if settings["peft_type"] not in known_peft_types():
         pytest.skip(f"the installed peft has no {settings['peft_type']}")
-    llm = {key: value for key, value in settings.items() if key not in ("rank_pattern", "bias")}  # T5 has no biases
-    adapters = {"qformer": {**QFORMER, **settings}, "llm": {**LLM, **llm}}
-    config, checkpoint, model = tuned_run(model_section("t5", adapters=adapters), noise=0.1)
+    config, checkpoint, model = tuned_run(model_section("t5", adapters=both(method)), noise=0.1)
     run("export", *of(config, checkpoint), "--output", tmp_path / "out", "--format", layout)
     names = list(load_file(tmp_path / "out" / "qformer" / "adapter_model.safetensors"))
-    theirs = "attention.attention.query" if layout == "peft-hf" else "attention.self.query"
+    theirs, ours = RENAMED.get(method, ("attention.attention.query", "attention.self.query"))
     common = [f"base_model.{name}" for name in METHODS[settings["peft_type"]].shared]
-    assert all(name.startswith(("base_model.model.encoder.layer.", *common)) for name in names)
-    assert any(theirs in name for name in names)
+    places = [f"base_model.model.{place}." for place in ("encoder.layer", "embeddings")]
+    assert all(name.startswith((*places, *common)) for name in names)
+    assert any((theirs if layout == "peft-hf" else ours) in name for name in names)
     found = run("import", "--cfg-path", config, "--adapter", tmp_path / "out", "--output", tmp_path / "again.pth")
     state, again = (torch.load(path, weights_only=True)["model"] for path in (checkpoint, tmp_path / "again.pth"))
     assert state.keys() == again.keys()
     assert all(torch.equal(state[key], again[key]) for key in state)
-    for part, words in (("qformer", QFORMER), ("llm", LLM)):
-        assert found["adapters"][part]["sublayers"] == words["sublayers"]
+    for part, words, more in (("qformer", QFORMER, "embeddings"), ("llm", LLM, "final")):
+        assert found["adapters"][part]["sublayers"] == words["sublayers"] + [more] * (method == "norms")
         assert found["adapters"][part]["peft_type"] == settings["peft_type"]
     section = yaml.safe_load((tmp_path / "again.yaml").read_text())["model"]
     loaded = registry.get_model_class(section["arch"]).from_config(section).eval()
@@ -91,6 +101,19 @@ def test_what_is_exported_and_imported_is_the_same_to_the_bit(
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize("layout", ["peft", "peft-hf"])
+def test_norms_of_a_half_precision_model_are_exported(
+    layout: str, model_section: Section, tuned_run: TunedRun, tmp_path: Path
+) -> None:
+    """Put back by peft too, whose copies some versions make float32."""
+    config, checkpoint, _ = tuned_run(model_section("t5", adapters=both("norms"), llm_precision="bf16"), noise=0.1)
+    found = run("export", *of(config, checkpoint), "--output", tmp_path / "out", "--format", layout)
+    assert found["difference"] == 0
+    assert found["parts"]["llm"]["layers"] == 6 + 4 + 2
+    tensors = load_file(tmp_path / "out" / "llm" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
 @pytest.fixture
@@ -140,15 +163,16 @@ def close(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
 
 
 @needs_instructblip
-@pytest.mark.parametrize(("family", "method"), [("t5", "lora"), ("t5", "dora"), ("t5", "ia3"), ("llama", "rslora")])
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [("t5", "lora"), ("t5", "dora"), ("t5", "ia3"), ("t5", "norms"), ("llama", "rslora"), ("llama", "norms")],
+)
 def test_peft_itself_puts_an_export_into_transformers_instructblip(
     family: str, method: str, hf: Any, tmp_path: Path
 ) -> None:
     from peft import PeftModel
 
-    adapters = {"qformer": {**QFORMER, **SETTINGS[method]}, "llm": {**LLM, **SETTINGS[method]}}
-    adapters["llm"].pop("rank_pattern", None)
-    config, checkpoint, model, theirs = hf(family, adapters)
+    config, checkpoint, model, theirs = hf(family, both(method))
     run("export", *of(config, checkpoint), "--output", tmp_path / "out", "--format", "peft-hf")
     assert not close(*outputs_of(model, theirs, tmp_path / "hf"))
     theirs.qformer = PeftModel.from_pretrained(theirs.qformer, str(tmp_path / "out" / "qformer"))
@@ -175,6 +199,31 @@ def test_an_adapter_trained_on_transformers_instructblip_is_imported(whole: bool
         theirs.qformer.save_pretrained(tmp_path / "own")
     found = run("import", "--cfg-path", config, "--adapter", tmp_path / "own", "--output", tmp_path / "ours.pth")
     assert list(found["adapters"]) == (["qformer", "llm"] if whole else ["qformer"])
+    section = yaml.safe_load((tmp_path / "ours.yaml").read_text())["model"]
+    model = registry.get_model_class(section["arch"]).from_config(section).eval()
+    assert close(*outputs_of(model, theirs.eval(), tmp_path / "hf"))
+
+
+@needs_instructblip
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_norms_trained_on_transformers_instructblip_are_imported(family: str, hf: Any, tmp_path: Path) -> None:
+    from peft import LNTuningConfig, get_peft_model
+
+    config, _, _, theirs = hf(family, {"qformer": SETTINGS["norms"]})
+    targets = ["LayerNorm", "layernorm"]
+    targets += ["layer_norm", "final_layer_norm"] if family == "t5" else ["input_layernorm", "norm"]
+    tuned = get_peft_model(theirs, LNTuningConfig(target_modules=targets))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    tuned.save_pretrained(tmp_path / "own")
+    found = run("import", "--cfg-path", config, "--adapter", tmp_path / "own", "--output", tmp_path / "ours.pth")
+    assert found["adapters"]["qformer"]["sublayers"] == [*QFORMER["sublayers"], "embeddings"]
+    assert found["adapters"]["llm"]["sublayers"] == (
+        ["attention", "ffn", "final"] if family == "t5" else ["attention", "final"]
+    )
     section = yaml.safe_load((tmp_path / "ours.yaml").read_text())["model"]
     model = registry.get_model_class(section["arch"]).from_config(section).eval()
     assert close(*outputs_of(model, theirs.eval(), tmp_path / "hf"))

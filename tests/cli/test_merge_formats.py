@@ -35,6 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "oft": {"peft_type": "OFT"},
     "hra": {"peft_type": "HRA", "r": 2},
     "hira": {"peft_type": "HIRA", "r": 2},
+    "norms": {"peft_type": "LN_TUNING"},
 }
 LORA = {"peft_type": "LORA", "r": 2}
 needs_instructblip = pytest.mark.skipif(
@@ -68,16 +69,45 @@ def test_every_method_merges_to_what_it_computes(
     section = model_section("t5", adapters=both(**settings))
     config, checkpoint, _ = tuned_run(section, noise=0.1)
     found = report(merge(config, checkpoint, tmp_path / "out"))
-    # Q-Former: 4 layers with query, value, 4 of ffn; cross-attention in 2. T5: q, v of 6 attentions, 3 in 4 ffn.
-    assert found["layers"] == 4 * 6 + 2 * 4 + 6 * 2 + 4 * 3
+    # Q-Former: 4 layers with query, value, 4 of ffn; cross-attention in 2. T5: q, v of 6 attentions, 3 in 4 ffn. Of
+    # norms each attention has one, and each ffn, of which the Q-Former's layers have two.
+    norms = settings["peft_type"] == "LN_TUNING"
+    assert found["layers"] == (4 * 3 + 2 + 6 + 4 if norms else 4 * 6 + 2 * 4 + 6 * 2 + 4 * 3)
     assert found["layer_difference"] < 1e-5
     assert found["difference"] < 1e-3
     assert found["prefix_difference"] < 1e-4
     # Merged into the base something else came out: the comparison wasn't of two untouched models.
     merged = torch.load(tmp_path / "out" / "merged.pth", weights_only=True)["model"]
     base = torch.load(tmp_path / "base.pth", weights_only=True)["model"]
-    key = "Qformer.bert.encoder.layer.0.attention.self.query.weight"
+    layer = "output.LayerNorm" if norms else "self.query"
+    key = f"Qformer.bert.encoder.layer.0.attention.{layer}.weight"
     assert (merged[key] - base[key]).abs().max() > 1e-3
+
+
+@needs_instructblip
+@pytest.mark.parametrize(("family", "norms"), [("t5", 6 + 4 + 2), ("llama", 2 * 2 + 1)])
+def test_every_norm_of_a_model_merges_into_transformers_layout(
+    family: str, norms: int, model_section: Section, tuned_run: TunedRun, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    adapters = {part: {"peft_type": "LN_TUNING"} for part in ("qformer", "llm")}
+    section = model_section(family, adapters=adapters, llm_precision="bf16")
+    config, checkpoint, _ = tuned_run(section, noise=0.03)
+    found = report(merge(config, checkpoint, tmp_path / "out", "--format", "hf"))
+    assert found["layers"] == 4 * 3 + 2 + 1 + norms
+    assert 0 < found["layer_difference"] < 2**-8  # what bf16 rounds
+    assert found["prefix_difference"] < 1e-4
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    trained = torch.load(checkpoint, weights_only=True)["model"]
+    final, kind = ("model.norm", "llm_model") if family == "llama" else ("decoder.final_layer_norm", "t5_model")
+    for theirs, ours in (
+        ("qformer.embeddings.layernorm", "Qformer.bert.embeddings.LayerNorm"),
+        (f"language_model.{final}", f"{kind}.{final}"),
+    ):
+        assert trained[f"{ours}.ln_tuning_layers.default.weight"].dtype == torch.float32
+        own = written[f"{theirs}.weight"]
+        assert torch.equal(own, trained[f"{ours}.ln_tuning_layers.default.weight"].to(own.dtype))
 
 
 @pytest.mark.parametrize("verify", ["layers", "full"])

@@ -129,9 +129,9 @@ def test_the_vision_encoder_stays_the_same(bias: bool) -> None:
     assert list(encoder.state_dict()) == names
 
 
-@pytest.mark.parametrize("family", ["t5", "llama"])
+@pytest.mark.parametrize(("family", "norms"), [("t5", False), ("llama", False), ("t5", True), ("llama", True)])
 def test_a_model_trains_the_same_with_fast_and_plain_kernels(
-    family: str, model_section: Callable[..., dict], qformer_lora: dict
+    family: str, norms: bool, model_section: Callable[..., dict], qformer_lora: dict
 ) -> None:
     from lavis.common.registry import registry
 
@@ -142,6 +142,8 @@ def test_a_model_trains_the_same_with_fast_and_plain_kernels(
         "text_output": ["circle", "a green square"],
     }
     adapters = {**qformer_lora, "llm": {**qformer_lora["qformer"], "sublayers": ["ffn"]}}
+    if norms:
+        adapters = {part: {"peft_type": "LN_TUNING"} for part in ("qformer", "llm")}
     for kernels in ("fast", "plain"):
         section = model_section(family, adapters=adapters, kernels=kernels)
         torch.manual_seed(0)

@@ -176,6 +176,7 @@ def test_an_adalora_is_added_as_the_lora_that_it_has_become(world: Any, image: t
         # With numbers besides what trains, and with whole numbers.
         {"peft_type": "DELORA", "r": 2},
         {"peft_type": "SUPERTUNING", "sparsity": 0.9},
+        {"peft_type": "LN_TUNING"},
     ],
 )
 def test_other_tuners_are_switched_and_not_mixed(world: Any, image: torch.Tensor, settings: dict[str, Any]) -> None:
@@ -194,6 +195,26 @@ def test_other_tuners_are_switched_and_not_mixed(world: Any, image: torch.Tensor
         scores(model, image, adapter_names=["first"] * 5)
     with pytest.raises(ConfigError, match="of one type"):
         model.add_adapter("third", world("t5", ONE, 3)[1])
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_norms_that_an_adapter_has_not_are_the_bases(world: Any, image: torch.Tensor, family: str) -> None:
+    norms = {"peft_type": "LN_TUNING"}
+    alone = {
+        "all": world(family, {"qformer": norms, "llm": norms}, 1),
+        "some": world(family, {"qformer": {**norms, "sublayers": ["ffn.query"]}}, 2),
+        "others": world(family, {"llm": {**norms, "sublayers": ["final"]}}, 3),
+    }
+    model, _ = world(family, None)
+    base = scores(model, image)
+    for name, (_, path) in alone.items():
+        model.add_adapter(name, path)
+    for name in ("some", "all", "others", "some"):
+        model.set_adapter(name)
+        same(scores(model, image), scores(alone[name][0], image))
+        assert not torch.allclose(scores(model, image), base, atol=0.01)
+    model.set_adapter(None)
+    assert torch.equal(scores(model, image), base)
 
 
 def test_what_can_not_be_shared_or_mixed_is_refused(world: Any, image: torch.Tensor, tmp_path: Path) -> None:

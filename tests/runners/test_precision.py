@@ -155,9 +155,10 @@ def test_a_bf16_run_on_a_cpu(run_file: Callable[..., Path], caplog: pytest.LogCa
     assert {value.dtype for value in trained(mixed).values()} == {torch.float32}
 
 
-def test_an_interrupted_bf16_run_ends_like_an_uninterrupted_one(run_file: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("llm", [[], ["model.adapters.llm.peft_type=LN_TUNING", "model.llm_precision=bf16"]])
+def test_an_interrupted_bf16_run_ends_like_an_uninterrupted_one(run_file: Callable[..., Path], llm: list[str]) -> None:
     path = run_file({"train": 10}, batch_size_train=2, valid_splits=None, save_every_steps=1)
-    options = [*BF16, "model.qformer.hidden_dropout_prob=0.1"]
+    options = [*BF16, *llm, "model.qformer.hidden_dropout_prob=0.1"]
     whole = run(path, *options, f"run.output_dir={path.parent / 'whole'}")
     killed = build_runner(str(path), options, training=True)
     step, left = killed.task.train_step, iter(range(8))
