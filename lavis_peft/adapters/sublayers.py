@@ -156,10 +156,8 @@ def resolve(module: nn.Module, family: str, words: Iterable[str], norms: bool = 
     Raises:
         ConfigError: A word is unknown, or matches no layer of this module.
     """
-    layers, allowed = (
-        [name for name, layer in module.named_modules() if fits(layer, norms)],
-        allowed_words(family, norms),
-    )
+    allowed = allowed_words(family, norms)
+    layers = [name for name, layer in module.named_modules() if fits(layer, norms)]
     found: dict[str, tuple[str, ...]] = {}
     problems = []
     for word in words:
