@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lavis_peft.adapters.method_table import METHODS
 from lavis_peft.adapters.spec import plain
 
 _NAMES = {"qformer": "the Q-Former", "llm": "the language model"}
@@ -49,7 +50,11 @@ def model_card(
         lines.append(f"| `{part}/` | {_NAMES[part]} | {numbers['layers']:,} | {numbers['parameters']:,} |")
     if trained_besides:
         lines += ["", "`trained.safetensors` has what trained besides the adapters: they don't work without it."]
-    lines += ["", "The settings:", "", "```json", json.dumps(plain(section.get("adapters") or {}), indent=2), "```", ""]
+    adapters = section.get("adapters") or {}
+    methods = [METHODS[adapters[part]["peft_type"]] for part in parts]
+    for caution in dict.fromkeys(f"{each.peft_type}: {each.caution}." for each in methods if each.caution):
+        lines += ["", caution]
+    lines += ["", "The settings:", "", "```json", json.dumps(plain(adapters), indent=2), "```", ""]
     lines += _usage(parts, hf_names, trained_besides, base or "…")
     return "\n".join(lines) + "\n"
 

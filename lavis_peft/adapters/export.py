@@ -5,6 +5,7 @@ are chosen there is nothing left to allocate. A layer keeps its own rank, in ``r
 """
 
 import json
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from lavis_peft.adapters.checkpoint import atomic_file, read_checkpoint, save_tensors
 from lavis_peft.adapters.held import held_names
 from lavis_peft.adapters.merge import adapted_layers
+from lavis_peft.adapters.method import Method
 from lavis_peft.adapters.method_table import METHODS
 from lavis_peft.adapters.methods import NARROWING, PATTERNS, config_class
 from lavis_peft.adapters.spec import AdapterSpec, plain
@@ -35,6 +37,7 @@ _PREFIX = "base_model.model."
 COMMON = "base_model."
 
 Exported = tuple[dict[str, Any], dict[str, Tensor]]
+_log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -59,17 +62,30 @@ def exported(module: nn.Module, spec: AdapterSpec, prune: bool = False) -> Expor
     if "feedforward_modules" in METHODS[str(spec.peft_type)].derived:
         options["feedforward_modules"] = [name for name, layer in layers.items() if layer.is_feedforward]
     method = METHODS[str(spec.peft_type)]
+    if method.caution:
+        _log.warning("%s: %s", method.peft_type, method.caution)
     options |= {key: getattr(own, key) for key in method.written if hasattr(own, key)}
     config = _config(method.peft_type, list(layers), {**options, **patterns, **method.replaced})
     if not method.shared and not method.held:
         return config, get_peft_model_state_dict(module, adapter_name=ADAPTER)
     state, tensors = module.state_dict(), {}
     for name in held_names(module):
-        whole = next((each for each in method.shared if f".{each}.{ADAPTER}" in name), None)
+        whole = any(f".{each}.{ADAPTER}" in name for each in method.shared)
         plain_name = name.replace(f".{ADAPTER}", "")
-        # What layers have in common is the tuner's own in peft, and has no layer's name there.
-        tensors[plain_name if whole is None else COMMON + plain_name[plain_name.index(whole) :]] = state[name]
+        tensors[common_name(plain_name, method) if whole else plain_name] = state[name]
     return config, tensors
+
+
+def common_name(name: str, method: Method) -> str:
+    """What peft's files call a tensor that layers have in common: there it is the tuner's own, and no layer's.
+
+    Args:
+        name: Its name below one of the layers, without an adapter's.
+        method: Theirs.
+    """
+    layer, _, _ = name.partition(next(f".{each}" for each in method.shared if f".{each}" in name))
+    kind = f".{method.kind_of(layer)}" if method.kind_of else ""
+    return COMMON + name[len(layer) + 1 :] + kind
 
 
 def _as_lora(module: nn.Module, spec: AdapterSpec, prune: bool) -> Exported:
@@ -121,7 +137,14 @@ def in_hf_names(content: Exported) -> Exported:
     for key in PATTERNS:
         if config.get(key):
             config[key] = {qformer_to_hf(name): value for name, value in config[key].items()}
-    return config, {name if name.startswith(COMMON) else qformer_to_hf(name): each for name, each in tensors.items()}
+    method, names = METHODS[config["peft_type"]], content[0]["target_modules"]
+    common = {
+        common_name(f"{name}.{each}", method): common_name(f"{qformer_to_hf(name)}.{each}", method)
+        for name in (names if method.kind_of else ())
+        for each in method.shared
+    }
+    renamed = {name: name if name.startswith(COMMON) else qformer_to_hf(name) for name in tensors} | common
+    return config, {renamed[name]: each for name, each in tensors.items()}
 
 
 def write_adapter(content: Exported, folder: Path) -> None:

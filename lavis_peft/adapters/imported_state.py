@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from lavis_peft.adapters.export import COMMON
+from lavis_peft.adapters.export import common_name
 from lavis_peft.adapters.held import held_names
 from lavis_peft.adapters.imported import PartAdapter
 from lavis_peft.adapters.method_table import METHODS
@@ -27,10 +27,11 @@ def part_state(adapter: PartAdapter, module: nn.Module, where: str) -> dict[str,
     saved = {key.replace(f".{ADAPTER}", ""): key for key in own if f".{ADAPTER}" in key}
     saved |= {key.removesuffix(".weight"): name for key, name in saved.items() if ".lora_magnitude_vector" in key}
     saved |= {key: key for key in own if key.endswith("bias")}
-    for shared in METHODS[str(adapter.config["peft_type"])].shared:
-        saved |= {
-            COMMON + key[key.index(shared) :].replace(f".{ADAPTER}", ""): key for key in held if f".{shared}." in key
-        }
+    method = METHODS[str(adapter.config["peft_type"])]
+    for shared in method.shared:
+        for key in [key for key in held if f".{shared}." in key]:
+            layer, _, rest = key.replace(f".{ADAPTER}", "").partition(f".{shared}")
+            saved[common_name(f"{adapter.names.get(layer, layer)}.{shared}{rest}", method)] = key
     foreign = [key for key in adapter.tensors if key not in saved]
     if foreign:
         raise CheckpointError(f"{where}: holds what such an adapter doesn't have: {shortened(foreign)}")

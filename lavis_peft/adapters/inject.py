@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 
 from lavis_peft.adapters.adalora import RankBudget
+from lavis_peft.adapters.method import Method
 from lavis_peft.adapters.method_table import METHODS
 from lavis_peft.adapters.methods import NARROWING, option_defaults
 from lavis_peft.adapters.patterns import exact_patterns
@@ -215,9 +216,26 @@ def _plan(
     without = [name for name in names if method.needs_bias and module.get_submodule(name).bias is None]
     if without:
         raise ConfigError(f"{part}: {method.peft_type} trains biases, and these layers have none: {shortened(without)}")
+    if mixed := _mixed_kinds(module, names, method):
+        raise ConfigError([f"{part}: {problem}" for problem in mixed])
     # An exact expression, because a list of names would match as endings of longer names too.
     targets = "|".join(re.escape(name) for name in names)
     exact = exact_patterns(spec, names, part)
     exact |= {key: derive(names) for key, derive in method.derived.items()}
     exact |= method.quick if loaded else {}
     return names, peft_config(spec, targets, **dict.fromkeys(NARROWING), **exact)
+
+
+def _mixed_kinds(module: nn.Module, names: Sequence[str], method: Method) -> list[str]:
+    """Kinds of layers that can't have tensors in common, as their sizes differ."""
+    kinds: dict[str, dict[int, list[str]]] = {}
+    for name in names if method.kind_of else ():
+        width = module.get_submodule(name).in_features
+        kinds.setdefault(method.kind_of(name), {}).setdefault(width, []).append(name)  # type: ignore[misc]
+    return [
+        f"{method.peft_type} has one basis for all layers that it counts as {kind}, which differ in their inputs: "
+        + ", ".join(f"{width} in {shortened(of_width)}" for width, of_width in sizes.items())
+        + "; choose sublayers or target_modules that have one size of these"
+        for kind, sizes in kinds.items()
+        if len(sizes) > 1
+    ]

@@ -29,6 +29,9 @@ class Method:
         written: Keys that peft asks for in an ``adapter_config.json``, whatever their values.
         needs_bias: It trains something only in layers with a bias.
         norms: It trains norms, in place of putting something beside linear layers.
+        kind_of: The kind of a layer, by its name, where what is `shared` is so within a kind; peft's files name it.
+        tuner: Gives a class of the plugin's own in place of peft's tuner.
+        caution: What those must know who read its files with peft.
     """
 
     peft_type: str
@@ -45,6 +48,9 @@ class Method:
     written: tuple[str, ...] = ()
     needs_bias: bool = False
     norms: bool = False
+    kind_of: Callable[[str], str] | None = None
+    tuner: Callable[[], type] | None = None
+    caution: str = ""
 
 
 OWN = "the plugin sets it itself"

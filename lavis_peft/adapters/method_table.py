@@ -110,10 +110,6 @@ UNSUPPORTED = {
         "the number and the shapes of its weights come from a clustering of the base weights, so a checkpoint can be "
         "neither checked nor merged layer by layer"
     ),
-    "FROD": (
-        "its basis is computed from all layers of a kind at once, which must be of one shape, and lies outside of the "
-        "model: no checkpoint holds it, and no layer can be merged by itself"
-    ),
     "LILY": "peft can't merge it",
     "POLY": "it needs task numbers, which LAVIS's models don't pass on",
     "XLORA": "it mixes adapters that were trained before",

@@ -6,6 +6,7 @@ from typing import Any
 from lavis_peft.adapters.method import BIAS, REFUSED_LINEAR, Method
 from lavis_peft.adapters.values import (
     Check,
+    between_0_and_1,
     flag,
     layer_numbers,
     one_of,
@@ -31,6 +32,19 @@ _RANDOM: dict[str, Check] = {
 def _choice_problems(options: Mapping[str, Any], where: str) -> list[str]:
     count, there = options["topk"], options["num_vectors"]
     return [f"{where}.topk: found {count}; there are {there} vectors to choose from (num_vectors)"] * (count > there)
+
+
+def _frod_kind(name: str) -> str:
+    # peft's files name what a kind has in common by this. Not at the top: importing peft takes seconds.
+    from peft.tuners.frod.model import _category_from_key
+
+    return _category_from_key(name)
+
+
+def _frod_tuner() -> type:
+    from lavis_peft.adapters.frod import Frod  # which the oldest peft lacks
+
+    return Frod
 
 
 SHARED = (
@@ -117,5 +131,32 @@ SHARED = (
         _PROJECTED,
         replaced={"save_projection": True},
         shared=("tinylora_v",),
+    ),
+    Method(
+        "FROD",
+        {
+            "projection_prng_key": whole_number,
+            "sparse_rate": between_0_and_1,
+            "regularization_alpha": positive_number,
+            "frod_dropout": probability,
+            "progressbar": flag,
+            "layers_to_transform": layer_numbers,
+            "bias": BIAS,
+        },
+        {
+            **_PROJECTED,
+            "init_weights": "without it, training would start from something else than the base",
+            "runtime_offload_base_weight": "the plugin computes with the base weight",
+        },
+        replaced={"save_projection": True, "runtime_offload_base_weight": False},
+        shared=("frod_V", "frod_s_indices", "frod_s_size"),
+        quick={"init_weights": False},
+        kind_of=_frod_kind,
+        tuner=_frod_tuner,
+        caution=(
+            "loading it, peft itself computes U from a basis of its own and only then reads the file's: its outputs "
+            "are right where that basis comes out the same, which takes base weights in the same precision, and may "
+            "take the same libraries and processor; lavis-peft computes U from the file's"
+        ),
     ),
 )

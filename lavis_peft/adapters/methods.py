@@ -113,7 +113,9 @@ def _put_in(module: Any, config: Any) -> None:
     if config.peft_type.value == "ADALORA" or METHODS[config.peft_type.value].shared:
         # Up to peft 0.13, inject_adapter_in_model hands every tuner an argument that AdaLoRA's doesn't take. It refuses
         # methods that keep what layers share in the tuner, which it throws away; the layers refer to it too.
-        PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](module, config, "default")
+        own = METHODS[config.peft_type.value].tuner
+        tuner: Any = own() if own else PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+        tuner(module, config, "default")
     else:
         with warnings.catch_warnings():
             # LN_TUNING looks for the inputs and outputs of a norm, and does nothing with them.

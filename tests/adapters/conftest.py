@@ -107,6 +107,8 @@ _SMALL: dict[str, dict[str, object]] = {
     "ADALORA": {"init_r": 4, "target_r": 2, "lora_alpha": 5},
     "C3A": {"block_size": 16},
     "FOURIERFT": {"n_frequency": 40},
+    # Words whose layers of a kind are of one size.
+    "FROD": {"sublayers": ["self_attention", "ffn"], "sparse_rate": 0.1, "progressbar": False},
     "GRALORA": {"r": 4},
     "MISS": {"r": 8},
     "PSOFT": {"r": 4},
@@ -128,9 +130,10 @@ def small_spec() -> Callable[..., AdapterSpec]:
     def make(kind: str, **keys: object) -> AdapterSpec:
         if kind not in known_peft_types():
             pytest.skip(f"the installed peft has no {kind}")
-        section = {"peft_type": kind, **_SMALL.get(kind, {}), **keys}
-        if "target_modules" not in section:
-            section.setdefault("sublayers", ["self_attention", "cross_attention", "ffn"])
+        section = {"peft_type": kind, "sublayers": ["self_attention", "cross_attention", "ffn"]}
+        section |= {**_SMALL.get(kind, {}), **keys}
+        if "target_modules" in keys:
+            del section["sublayers"]
         return parse_adapters({"qformer": section}, llm_family="t5").qformer
 
     return make

@@ -93,7 +93,8 @@ def test_a_method_trains_saves_loads_and_merges(kind: str, make: Make, small_spe
     assert held_names(shape) == held_names(qformer)
     assert all(value.is_meta for value in shape.state_dict().values())
     merger = LayerMerger(shape, state, torch.float32)
-    assert len(merger.layers) == (2 * 3 + 1 if METHODS[kind].norms else 2 * 6 + 4)
+    words = {"self_attention": 2 * 2, "cross_attention": 4, "ffn": 2 * 4}
+    assert len(merger.layers) == (2 * 3 + 1 if METHODS[kind].norms else sum(words[word] for word in spec.sublayers))
     for name in merger.layers:
         found = merger.merge(name, base[f"{name}.weight"], base[f"{name}.bias"], None)
         for key, value in found.items():
@@ -254,6 +255,8 @@ def test_keys_of_a_method_are_those_of_pefts_own_class(kind: str) -> None:
         ("DEFT", {"decomposition_method": "svd"}, "found 'svd'; give one of relu, qr"),
         ("DELORA", {"exclude_modules": 5}, "exclude_modules: found 5; give a regular expression"),
         ("FOURIERFT", {"random_loc_seed": None}, "random_loc_seed: found None; give a whole number"),
+        ("FROD", {"sparse_rate": 0}, "sparse_rate: found 0; give a number above 0 and below 1"),
+        ("FROD", {"sublayers": ["self_attention", "cross_attention", "ffn"]}, "counts as output_dense, which differ"),
         ("GLORA", {"config_A_B": "none"}, "config_A_B: found 'none'; give one of lora, vector, constant"),
         ("GRALORA", {"r": 5}, "peft refuses these settings: r should be divisible by gralora_k"),
         ("HRA", {"apply_GS": True, "r": 4}, "apply_GS: with an even r, .* makes NaN; give `init_weights: false`"),

@@ -24,4 +24,11 @@ def test_other_weights_are_left_open_and_their_paths_out() -> None:
     card = model_card({**SECTION, "pretrained": "/home/me/base.pth"}, PARTS, True, True)
     assert "base_model" not in front_matter(card)
     assert 'from_pretrained("…")' in card and "/home/me" not in card
-    assert "trained.safetensors" in card
+    assert "trained.safetensors" in card and "\n\n\n" not in card
+
+
+def test_what_peft_makes_of_some_methods_is_said_once() -> None:
+    adapters = {part: {"peft_type": "FROD"} for part in ("qformer", "llm")}
+    parts = dict.fromkeys(adapters, PARTS["qformer"])
+    assert model_card({**SECTION, "adapters": adapters}, parts, True, False).count("FROD: loading it, peft itself") == 1
+    assert "peft itself" not in model_card(SECTION, PARTS, True, False)

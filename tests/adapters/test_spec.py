@@ -81,8 +81,8 @@ def test_as_dict_is_plain_and_parses_to_the_same(section: Mapping[str, object]) 
         ({"llm": "lora"}, "model.adapters.llm: found 'lora' (did you mean 'peft_type: LORA' in a mapping?)"),
         ({"llm": {"sublayers": ["ffn"]}}, "model.adapters.llm.peft_type: missing; supported: LORA"),
         (
-            {"llm": {**LORA, "peft_type": "FROD"}},
-            "model.adapters.llm.peft_type: FROD can't be used here: its basis is computed from all layers of a kind",
+            {"llm": {**LORA, "peft_type": "POLY"}},
+            "model.adapters.llm.peft_type: POLY can't be used here: it needs task numbers, which LAVIS's models don't",
         ),
         (
             {"llm": {**LORA, "peft_type": "lorra"}},

@@ -39,8 +39,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hra": {"peft_type": "HRA", "r": 2},
     "vera": {"peft_type": "VERA", "r": 8},
     "psoft": {"peft_type": "PSOFT", "r": 4},
+    "frod": {"peft_type": "FROD", "progressbar": False},
     "norms": {"peft_type": "LN_TUNING"},
 }
+#: Settings -> words of the Q-Former, where not all go together: FROD's kinds must be of one size.
+WORDS = {"frod": ["self_attention", "ffn"]}
 #: Settings -> a layer of theirs with another name in transformers' Q-Former.
 RENAMED = {"norms": ("embeddings.layernorm", "embeddings.LayerNorm")}
 TEXTS = ["what color is the picture ?", "is there a circle ?", "how many"]
@@ -62,7 +65,8 @@ def of(config: Path, checkpoint: Path) -> tuple[object, ...]:
 
 def both(method: str) -> dict[str, Any]:
     """A method on both parts; of norms, all that there are."""
-    settings, words = SETTINGS[method], {} if method == "norms" else {"qformer": QFORMER, "llm": LLM}
+    qformer = {"sublayers": WORDS.get(method, QFORMER["sublayers"])}
+    settings, words = SETTINGS[method], {} if method == "norms" else {"qformer": qformer, "llm": LLM}
     # Patterns are of the Q-Former's names, and T5 has no biases.
     llm = {key: value for key, value in settings.items() if key not in ("rank_pattern", "bias")}
     return {"qformer": {**words.get("qformer", {}), **settings}, "llm": {**words.get("llm", {}), **llm}}
@@ -88,8 +92,9 @@ def test_what_is_exported_and_imported_is_the_same_to_the_bit(
     state, again = (torch.load(path, weights_only=True)["model"] for path in (checkpoint, tmp_path / "again.pth"))
     assert state.keys() == again.keys()
     assert all(torch.equal(state[key], again[key]) for key in state)
-    for part, words, more in (("qformer", QFORMER, "embeddings"), ("llm", LLM, "final")):
-        assert found["adapters"][part]["sublayers"] == words["sublayers"] + [more] * (method == "norms")
+    words = WORDS.get(method, QFORMER["sublayers"])
+    for part, given, more in (("qformer", words, "embeddings"), ("llm", LLM["sublayers"], "final")):
+        assert found["adapters"][part]["sublayers"] == given + [more] * (method == "norms")
         assert found["adapters"][part]["peft_type"] == settings["peft_type"]
     section = yaml.safe_load((tmp_path / "again.yaml").read_text())["model"]
     loaded = registry.get_model_class(section["arch"]).from_config(section).eval()
@@ -165,7 +170,10 @@ def close(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
 @needs_instructblip
 @pytest.mark.parametrize(
     ("family", "method"),
-    [("t5", "lora"), ("t5", "dora"), ("t5", "ia3"), ("t5", "norms"), ("llama", "rslora"), ("llama", "norms")],
+    [
+        *[("t5", method) for method in ("lora", "dora", "ia3", "frod", "norms")],
+        *[("llama", method) for method in ("rslora", "frod", "norms")],
+    ],
 )
 def test_peft_itself_puts_an_export_into_transformers_instructblip(
     family: str, method: str, hf: Any, tmp_path: Path
