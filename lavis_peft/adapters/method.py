@@ -29,6 +29,7 @@ class Method:
         written: Keys that peft asks for in an ``adapter_config.json``, whatever their values.
         needs_bias: It trains something only in layers with a bias.
         norms: It trains norms, in place of putting something beside linear layers.
+        groups: Its tensors are as large as groups that a layer's rows fall into, see `adamss`.
     """
 
     peft_type: str
@@ -45,6 +46,7 @@ class Method:
     written: tuple[str, ...] = ()
     needs_bias: bool = False
     norms: bool = False
+    groups: bool = False
 
 
 OWN = "the plugin sets it itself"

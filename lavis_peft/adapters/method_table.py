@@ -106,10 +106,6 @@ _PROMPT = "it works through the prompt or the attention's memory and adapts no l
 
 #: peft's other types -> why they can't be used here.
 UNSUPPORTED = {
-    "ADAMSS": (
-        "the number and the shapes of its weights come from a clustering of the base weights, so a checkpoint can be "
-        "neither checked nor merged layer by layer"
-    ),
     "FROD": (
         "its basis is computed from all layers of a kind at once, which must be of one shape, and lies outside of the "
         "model: no checkpoint holds it, and no layer can be merged by itself"
