@@ -106,10 +106,6 @@ _PROMPT = "it works through the prompt or the attention's memory and adapts no l
 
 #: peft's other types -> why they can't be used here.
 UNSUPPORTED = {
-    "ADAMSS": (
-        "the number and the shapes of its weights come from a clustering of the base weights, so a checkpoint can be "
-        "neither checked nor merged layer by layer"
-    ),
     "LILY": "peft can't merge it",
     "POLY": "it needs task numbers, which LAVIS's models don't pass on",
     "XLORA": "it mixes adapters that were trained before",

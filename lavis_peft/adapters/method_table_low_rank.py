@@ -1,5 +1,9 @@
 """Methods that add something of low rank to each layer by itself, or scale what goes through it."""
 
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
 from lavis_peft.adapters.method import BIAS, CONVOLUTION, OWN, REFUSED, REFUSED_LINEAR, Method
 from lavis_peft.adapters.sublayers import feed_forward_outputs
 from lavis_peft.adapters.values import (
@@ -27,6 +31,34 @@ _LYCORIS: dict[str, Check] = {
     "alpha_pattern": pattern_of(positive_number),
     "init_weights": flag,
 }
+
+_CALLBACK = "it is driven by a callback of transformers' Trainer, which LAVIS's runners don't call"
+_OF_CALLBACK = (
+    "use_asa",
+    "asa_target_subspaces",
+    "init_warmup",
+    "final_warmup",
+    "mask_interval",
+    "asa_importance_beta",
+    "asa_uncertainty_beta",
+    "asa_schedule_exponent",
+)
+
+
+def _adamss_tuner() -> type:
+    from lavis_peft.adapters.adamss import SubspaceModel  # which the oldest peft lacks
+
+    return SubspaceModel
+
+
+def _group_problems(options: Mapping[str, Any], where: str) -> list[str]:
+    problems = []
+    if find_spec("sklearn") is None:
+        problems.append(f"{where}: ADAMSS needs scikit-learn; remedy: pip install 'lavis-peft[adamss]'")
+    if options["subspace_rank"] > options["r"]:
+        problems.append(f"{where}.subspace_rank: found {options['subspace_rank']}; give at most r, {options['r']}")
+    return problems
+
 
 LOW_RANK = (
     Method("LOHA", _LYCORIS, {**REFUSED, "use_effective_conv2d": CONVOLUTION}),
@@ -139,6 +171,24 @@ LOW_RANK = (
             "bias": BIAS,
         },
         REFUSED_LINEAR,
+    ),
+    Method(
+        "ADAMSS",
+        {
+            "r": positive_int,
+            "num_subspaces": positive_int,
+            "subspace_rank": positive_int,
+            "use_dynamic_rank": flag,
+            "svd_threshold": probability,
+            "random_seed": whole_number,
+            "init_weights": one_of("orthogonal"),
+            "layers_to_transform": layer_numbers,
+        },
+        {**REFUSED, **dict.fromkeys(_OF_CALLBACK, _CALLBACK)},
+        together=_group_problems,
+        sized=True,
+        quick={"init_weights": False},
+        tuner=_adamss_tuner,
     ),
     Method("BEFT", {"init_weights": flag}, REFUSED_LINEAR, needs_bias=True),
 )

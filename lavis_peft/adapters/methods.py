@@ -70,12 +70,13 @@ def tuner_prefix(peft_type: str) -> str:
     return str(PEFT_TYPE_TO_TUNER_MAPPING[PeftType(peft_type)].prefix)
 
 
-def put_in(module: Any, config: Any) -> None:
+def put_in(module: Any, config: Any, name: str = "default") -> None:
     """Let peft wrap the target layers of a module, in place.
 
     Args:
         module: The module; layers on the meta device get adapters there.
         config: peft's config; its ``target_modules`` name layers below the module.
+        name: The adapter's name.
     """
     import torch
 
@@ -83,18 +84,18 @@ def put_in(module: Any, config: Any) -> None:
     on_meta = any(parameter.is_meta for parameter in module.parameters())
     if on_meta and method.computes:
         with stand_ins(module), torch.device("cpu"):
-            _put_in(module, config)
+            _put_in(module, config, name)
     else:
         with torch.device("meta") if on_meta else nullcontext():
-            _put_in(module, config)
+            _put_in(module, config, name)
     if method.norms:
         from lavis_peft.adapters.norms import hold_masters
 
         hold_masters(module)
     for layer in list(module.modules()) if method.held else ():
-        for name in method.held:
-            if hasattr(layer, name):
-                _put_into_state(layer, name)
+        for tensor in method.held:
+            if hasattr(layer, tensor):
+                _put_into_state(layer, tensor)
 
 
 def _put_into_state(layer: Any, name: str) -> None:
@@ -106,21 +107,21 @@ def _put_into_state(layer: Any, name: str) -> None:
     setattr(layer, name, BufferDict(tensors, persistent=True))
 
 
-def _put_in(module: Any, config: Any) -> None:
+def _put_in(module: Any, config: Any, name: str) -> None:
     from peft import inject_adapter_in_model
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-    if config.peft_type.value == "ADALORA" or METHODS[config.peft_type.value].shared:
+    method = METHODS[config.peft_type.value]
+    if method.peft_type == "ADALORA" or method.shared or method.tuner:
         # Up to peft 0.13, inject_adapter_in_model hands every tuner an argument that AdaLoRA's doesn't take. It refuses
         # methods that keep what layers share in the tuner, which it throws away; the layers refer to it too.
-        own = METHODS[config.peft_type.value].tuner
-        tuner: Any = own() if own else PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
-        tuner(module, config, "default")
+        tuner: Any = method.tuner() if method.tuner else PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+        tuner(module, config, name)
     else:
         with warnings.catch_warnings():
             # LN_TUNING looks for the inputs and outputs of a norm, and does nothing with them.
             warnings.filterwarnings("ignore", "Unsupported layer type .*[Nn]orm")
-            inject_adapter_in_model(config, module)
+            inject_adapter_in_model(config, module, name)
 
 
 @contextmanager

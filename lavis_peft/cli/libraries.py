@@ -27,5 +27,6 @@ EXTRAS = {
     "lemmatize": (("spacy",), "open-ended answers reduced to their dictionary form"),
     "tensorboard": (("tensorboard",), "curves of a run in TensorBoard"),
     "report": (("matplotlib",), "the figures of `lavis-peft report`"),
+    "adamss": (("sklearn",), "the tuner ADAMSS, which groups the rows of weights"),
     "quantized": (("bitsandbytes",), "language models in 8 or 4 bits, on a GPU (`model.llm_load_in`)"),
 }

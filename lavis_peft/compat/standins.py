@@ -33,7 +33,7 @@ OPTIONAL: Mapping[str, str] = {
     "pycocotools": "captions",
     "scipy": "",
     "skimage": "",
-    "sklearn": "",
+    "sklearn": "adamss",
     "soundfile": "",
     "spacy": "lemmatize",
     "termcolor": "",

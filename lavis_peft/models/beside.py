@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lavis_peft.adapters.held import tensors_of
 from lavis_peft.adapters.merge import adapted_layers
 from lavis_peft.adapters.method_table import METHODS
-from lavis_peft.adapters.norms import hold_masters
+from lavis_peft.adapters.methods import put_in
 from lavis_peft.adapters.spec import AdaptersSpec
 from lavis_peft.adapters.triplets import ADAPTER
 from lavis_peft.checks import listing
@@ -69,18 +69,16 @@ def put_beside(module: nn.Module, shape: nn.Module, name: str, state: Mapping[st
         name: Its name.
         state: Its tensors, under names below the part, with peft's usual name for an adapter in them.
     """
-    from peft import inject_adapter_in_model
-
     config: Any = copy.deepcopy(shape.peft_config[ADAPTER])
     if hasattr(config, "init_lora_weights"):
         config.init_lora_weights = True  # every weight is replaced below, so the cheapest start will do
+    for key, value in METHODS[config.peft_type.value].quick.items():
+        setattr(config, key, value)
     trains = {key: parameter.requires_grad for key, parameter in module.named_parameters()}
     trains |= {wrapped_name(key, shape): value for key, value in trains.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # that there are several is the point
-        warnings.filterwarnings("ignore", "Unsupported layer type .*[Nn]orm")  # as in put_in
-        inject_adapter_in_model(config, module, name)
-    hold_masters(module)
+        put_in(module, config, name)
     own = tensors_of(module)
     for key, parameter in module.named_parameters():
         parameter.requires_grad_(trains.get(key, False))

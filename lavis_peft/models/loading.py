@@ -9,7 +9,7 @@ from torch import nn
 
 from lavis_peft.adapters import checkpoint, identity
 from lavis_peft.adapters.checkpoint import load_base, model_state, read_checkpoint
-from lavis_peft.adapters.held import held_names
+from lavis_peft.adapters.held import held_names, shaped_by
 from lavis_peft.adapters.spec import AdaptersSpec
 from lavis_peft.errors import CheckpointError
 from lavis_peft.research import checkpoint as research
@@ -73,7 +73,7 @@ class Checkpointed(Blip2Base):
         own = super().state_dict()
         required += [key for key in own if key.endswith(checkpoint.EXTRA_STATE)]
         checkpoint.check_keys(required, own, state_dict)
-        checkpoint.check_shapes(state_dict, own)
+        checkpoint.check_shapes(state_dict, {**own, **shaped_by(self, state_dict)})
 
     def load_checkpoint(self, url_or_filename: str) -> Any:
         """Load a checkpoint that a runner of this model, or of the research code's, wrote (path or URL), as data only.

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lavis_peft import __version__
 from lavis_peft.adapters.checkpoint import EXTRA_STATE, check_keys, check_shapes, model_state, read_checkpoint
-from lavis_peft.adapters.held import held_names
+from lavis_peft.adapters.held import held_names, shaped_by
 from lavis_peft.adapters.identity import HEADER, differences, header
 from lavis_peft.checks import first_line
 from lavis_peft.errors import CheckpointError
@@ -92,7 +92,7 @@ def check_trained(model: nn.Module, checkpoint: Mapping[str, Any], source: str) 
             raise CheckpointError(f"{source}: belongs to another model: {'; '.join(differing)}")
     state, own = model_state(checkpoint, source), model.state_dict()
     check_keys(trained_state(model), own, state, source)
-    check_shapes(state, own, source)
+    check_shapes(state, {**own, **shaped_by(model, state, source)}, source)
     return state
 
 

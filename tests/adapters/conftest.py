@@ -104,6 +104,7 @@ def lora() -> Callable[..., AdapterSpec]:
 
 #: Settings for layers of 16 and 32 numbers, where peft's defaults are for greater ones.
 _SMALL: dict[str, dict[str, object]] = {
+    "ADAMSS": {"r": 8, "num_subspaces": 3, "subspace_rank": 2},
     "ADALORA": {"init_r": 4, "target_r": 2, "lora_alpha": 5},
     "C3A": {"block_size": 16},
     "FOURIERFT": {"n_frequency": 40},

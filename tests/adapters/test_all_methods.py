@@ -244,6 +244,17 @@ def test_keys_of_a_method_are_those_of_pefts_own_class(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "keys", "message"),
     [
+        ("ADAMSS", {"init_weights": False}, "init_weights: found False; give one of orthogonal"),
+        ("ADAMSS", {"num_subspaces": 0}, "num_subspaces: found 0; give a whole number above 0"),
+        ("ADAMSS", {"subspace_rank": 9}, "subspace_rank: found 9; give at most r, 8"),
+        (
+            "ADAMSS",
+            {"r": 99, "subspace_rank": 17},
+            r"for encoder\S+ \(16 inputs, 16 outputs\): .* 17, and there are 16",
+        ),
+        ("ADAMSS", {"svd_threshold": 1}, "svd_threshold: found 1; give a number from 0 up to, but not including, 1"),
+        ("ADAMSS", {"use_asa": True}, "use_asa: can't be set here: it is driven by a callback"),
+        ("ADAMSS", {"mask_interval": 5}, "mask_interval: can't be set here: it is driven by a callback"),
         ("BEFT", {"init_weights": 1}, "init_weights: found 1; give true or false"),
         (
             "BOFT",

@@ -40,6 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "vera": {"peft_type": "VERA", "r": 8},
     "psoft": {"peft_type": "PSOFT", "r": 4},
     "frod": {"peft_type": "FROD", "progressbar": False},
+    "adamss": {"peft_type": "ADAMSS", "r": 8, "num_subspaces": 3, "subspace_rank": 2},
     "norms": {"peft_type": "LN_TUNING"},
 }
 #: Settings -> words of the Q-Former, where not all go together: FROD's kinds must be of one size.
@@ -106,6 +107,22 @@ def test_what_is_exported_and_imported_is_the_same_to_the_bit(
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+@pytest.mark.skipif("ADAMSS" not in known_peft_types(), reason="the installed peft has no ADAMSS")
+def test_an_export_whose_rows_peft_groups_otherwise_is_refused(
+    model_section: Section, tuned_run: TunedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be read without a word, and add what was trained to other rows."""
+    from peft.tuners.adamss import layer
+
+    config, checkpoint, _ = tuned_run(model_section("t5", adapters=both("adamss")), noise=0.3)
+    monkeypatch.setattr(layer, "clustering_Z", lambda found, count, _: (torch.arange(len(found)) % count, count))
+    arguments = [*map(str, of(config, checkpoint)), "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, ["export", *arguments])
+    assert result.exit_code == 1
+    assert "the exported adapter" in result.output
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("layout", ["peft", "peft-hf"])

@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hra": {"peft_type": "HRA", "r": 2},
     "hira": {"peft_type": "HIRA", "r": 2},
     "frod": {"peft_type": "FROD", "progressbar": False},
+    "adamss": {"peft_type": "ADAMSS", "r": 8, "num_subspaces": 3, "subspace_rank": 2},
     "norms": {"peft_type": "LN_TUNING"},
 }
 LORA = {"peft_type": "LORA", "r": 2}

@@ -176,6 +176,8 @@ def test_an_adalora_is_added_as_the_lora_that_it_has_become(world: Any, image: t
         # With numbers besides what trains, and with whole numbers.
         {"peft_type": "DELORA", "r": 2},
         {"peft_type": "SUPERTUNING", "sparsity": 0.9},
+        # With sizes that a checkpoint decides.
+        {"peft_type": "ADAMSS", "r": 8, "num_subspaces": 3, "subspace_rank": 2},
         {"peft_type": "LN_TUNING"},
     ],
 )
