@@ -137,7 +137,7 @@ def tuned_model(config: Any, cfg_path: str, checkpoint: str, purpose: str) -> tu
     return cls.from_config({**section, "load_finetuned": True, "finetuned": checkpoint}).eval(), section
 
 
-def check_difference(what: str, tuned: Any, written: Any, dtype: str | None = None) -> dict[str, float]:
+def check_difference(what: str, tuned: Any, written: Any, dtype: str | None = None, hint: str = "") -> dict[str, float]:
     """See that what was written computes what the tuned model computes.
 
     Args:
@@ -145,6 +145,7 @@ def check_difference(what: str, tuned: Any, written: Any, dtype: str | None = No
         tuned: The tuned model.
         written: The model built from the files.
         dtype: The precision that Q-Former and projection were written in, if not their own.
+        hint: More to say where scores in half precision are too far apart.
 
     Returns:
         ``difference`` of a candidate's score and its ``tolerance``, ``prefix_difference`` and ``prefix_tolerance``.
@@ -152,15 +153,20 @@ def check_difference(what: str, tuned: Any, written: Any, dtype: str | None = No
     Raises:
         VerificationFailed: They are too far apart.
     """
+    import torch
+
     from lavis_peft.models.merged import compare
 
     own = dtype or "fp32"
-    allowed = max(TOLERANCE[kind] for kind in (tuned.spec.llm_precision, tuned.spec.vit_precision, own))
+    computed = "bf16" if tuned.autocast_dtype() == torch.bfloat16 else "fp32"  # as float16 is on a CPU
+    allowed = max(TOLERANCE[kind] for kind in (tuned.spec.llm_precision, tuned.spec.vit_precision, own, computed))
     score, prefix = compare(tuned, written)
     if not (score <= allowed and prefix <= PREFIX_TOLERANCE[own]):
+        more = hint if prefix <= PREFIX_TOLERANCE[own] and allowed > TOLERANCE["fp32"] else ""
         raise VerificationFailed(
             f"{what} computes something else than the tuned one: scores differ by {score:.2e} (allowed {allowed:.0e}), "
             f"the visual prefix by {prefix:.2e} of its size (allowed {PREFIX_TOLERANCE[own]:.0e}); nothing was written"
+            + more
         )
     return {
         "difference": score,

@@ -128,7 +128,8 @@ class Blip2VicunaInstructPeft(Blip2InstructPeft):
                 positions = length[pack.owner, None] + torch.arange(ids.shape[1], device=device)
                 with self.of_rows(pack.owner):
                     output = self.llm_model(
-                        input_ids=ids,
+                        # As the instruction's: in their own half precision autocast might join it with another.
+                        inputs_embeds=self.llm_model.get_input_embeddings()(ids).float(),
                         attention_mask=torch.cat([attention[pack.owner], torch.ones_like(ids)], dim=1),
                         position_ids=positions,
                         past_key_values=take_rows(first.past_key_values, pack.owner),

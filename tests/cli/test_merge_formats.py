@@ -89,6 +89,20 @@ def test_every_method_merges_to_what_it_computes(
     assert (merged[key] - base[key]).abs().max() > 1e-3
 
 
+def test_a_language_model_in_float16_is_merged_and_exported_on_a_cpu(
+    model_section: Section, tuned_run: TunedRun, tmp_path: Path
+) -> None:
+    """As Vicuna is held by default; a CPU computes in bfloat16, which torch's autocast doesn't join with float16."""
+    section = model_section("llama", adapters=both(**LORA), llm_precision="fp16")
+    config, checkpoint, model = tuned_run(section, noise=0.02)
+    assert model.autocast_dtype() == torch.bfloat16
+    found = report(merge(config, checkpoint, tmp_path / "merged"))
+    assert 0 < found["difference"] < found["tolerance"] == 0.5
+    given = ["--cfg-path", str(config), "--checkpoint", str(checkpoint), "--output", str(tmp_path / "adapter")]
+    exported = CliRunner().invoke(main, ["export", *given, "--json"])
+    assert exported.exit_code == 0, exported.output
+
+
 @needs_instructblip
 @pytest.mark.parametrize(("family", "norms"), [("t5", 6 + 4 + 2), ("llama", 2 * 2 + 1)])
 def test_every_norm_of_a_model_merges_into_transformers_layout(
