@@ -67,6 +67,8 @@ def of(config: Path, checkpoint: Path) -> tuple[object, ...]:
 def both(method: str) -> dict[str, Any]:
     """A method on both parts; of norms, all that there are."""
     qformer = {"sublayers": WORDS.get(method, QFORMER["sublayers"])}
+    if SETTINGS[method]["peft_type"] not in known_peft_types():
+        pytest.skip(f"the installed peft has no {SETTINGS[method]['peft_type']}")
     settings, words = SETTINGS[method], {} if method == "norms" else {"qformer": qformer, "llm": LLM}
     # Patterns are of the Q-Former's names, and T5 has no biases.
     llm = {key: value for key, value in settings.items() if key not in ("rank_pattern", "bias")}
@@ -79,8 +81,6 @@ def test_what_is_exported_and_imported_is_the_same_to_the_bit(
     method: str, layout: str, model_section: Section, tuned_run: TunedRun, tmp_path: Path
 ) -> None:
     settings = SETTINGS[method]
-    if settings["peft_type"] not in known_peft_types():
-        pytest.skip(f"the installed peft has no {settings['peft_type']}")
     config, checkpoint, model = tuned_run(model_section("t5", adapters=both(method)), noise=0.1)
     run("export", *of(config, checkpoint), "--output", tmp_path / "out", "--format", layout)
     names = list(load_file(tmp_path / "out" / "qformer" / "adapter_model.safetensors"))
