@@ -96,7 +96,14 @@ ADALORA = Method(
     together=problems_of_ranks_and_phases,
 )
 
-LN_TUNING = Method(peft_type="LN_TUNING", checks={}, refused=REFUSED, norms=True)
+
+def _norm_tuner() -> type:
+    from lavis_peft.adapters.norms import NormTuner  # not at the top: importing peft takes seconds
+
+    return NormTuner
+
+
+LN_TUNING = Method(peft_type="LN_TUNING", checks={}, refused=REFUSED, norms=True, tuner=_norm_tuner)
 
 METHODS: dict[str, Method] = {
     method.peft_type: method for method in (LORA, ADALORA, *LOW_RANK, *ORTHOGONAL, *SPARSE, *SHARED, LN_TUNING)

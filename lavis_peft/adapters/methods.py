@@ -88,10 +88,6 @@ def put_in(module: Any, config: Any, name: str = "default") -> None:
     else:
         with torch.device("meta") if on_meta else nullcontext():
             _put_in(module, config, name)
-    if method.norms:
-        from lavis_peft.adapters.norms import hold_masters
-
-        hold_masters(module)
     for layer in list(module.modules()) if method.held else ():
         for tensor in method.held:
             if hasattr(layer, tensor):
@@ -118,10 +114,7 @@ def _put_in(module: Any, config: Any, name: str) -> None:
         tuner: Any = method.tuner() if method.tuner else PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
         tuner(module, config, name)
     else:
-        with warnings.catch_warnings():
-            # LN_TUNING looks for the inputs and outputs of a norm, and does nothing with them.
-            warnings.filterwarnings("ignore", "Unsupported layer type .*[Nn]orm")
-            inject_adapter_in_model(config, module, name)
+        inject_adapter_in_model(config, module, name)
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """peft's LN_TUNING where the base is in half precision, and beside other adapters: copies of norms that train."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from peft.tuners.ln_tuning.layer import LNTuningLayer
+from peft.tuners.ln_tuning.model import LNTuningModel
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -35,8 +37,13 @@ class TunedNorm(LNTuningLayer):
         super().merge(adapter_names)
 
 
-def hold_masters(module: nn.Module) -> None:
-    """Make every layer of peft's LN_TUNING in a module a `TunedNorm`, in place."""
-    for layer in module.modules():
-        if type(layer) is LNTuningLayer:
-            layer.__class__ = TunedNorm
+class NormTuner(LNTuningModel):
+    """peft's tuner with the layers above."""
+
+    def _create_new_module(self, peft_config: Any, target: nn.Module, adapter_name: str) -> nn.Module:
+        with warnings.catch_warnings():
+            # peft looks for the inputs and outputs of a norm, and does nothing with them.
+            warnings.filterwarnings("ignore", "Unsupported layer type .*[Nn]orm")
+            layer = super()._create_new_module(peft_config, target, adapter_name)
+        layer.__class__ = TunedNorm  # made by peft, whose versions differ in how
+        return layer
