@@ -56,12 +56,11 @@ def exported(module: nn.Module, spec: AdapterSpec, prune: bool = False) -> Expor
         return _as_lora(module, spec, prune)
     # Narrowing and patterns are already in the list of names.
     options = {key: plain(value) for key, value in spec.options.items() if key not in NARROWING}
-    own = module.peft_config[ADAPTER]
+    own, method = module.peft_config[ADAPTER], METHODS[str(spec.peft_type)]
     patterns = {key: dict(getattr(own, key)) for key in PATTERNS if options.get(key)}
     layers = adapted_layers(module)
-    if "feedforward_modules" in METHODS[str(spec.peft_type)].derived:
+    if "feedforward_modules" in method.derived:
         options["feedforward_modules"] = [name for name, layer in layers.items() if layer.is_feedforward]
-    method = METHODS[str(spec.peft_type)]
     if method.caution:
         _log.warning("%s: %s", method.peft_type, method.caution)
     options |= {key: getattr(own, key) for key in method.written if hasattr(own, key)}
