@@ -52,8 +52,10 @@ def unwritable(folder: Path) -> str | None:
     Args:
         folder: Its full path. Where it isn't there yet, the nearest folder above it is tried; nothing is made.
     """
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    there = folder
     try:
+        # Path.exists raises where a name is too long, or a folder above may not be entered.
+        there = next(place for place in (folder, *folder.parents) if place.exists())
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         return f"can't be written to ({there}: {error.strerror or first_line(error)})"

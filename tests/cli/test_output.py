@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lavis_peft.cli.output import whole_folder
+from lavis_peft.cli.output import check_folder, whole_folder
+from lavis_peft.errors import ConfigError
 
 WRITER = """
 import sys, time
@@ -57,3 +58,8 @@ def test_a_signal_leaves_no_trace(number: signal.Signals, tmp_path: Path) -> Non
         code = own.wait(30)
     assert code in (128 + number, -number)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_can_not_even_be_looked_at_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--output .*can't be written to \(.*File name too long\)$"):
+        check_folder(tmp_path / ("x" * 300) / "out")
