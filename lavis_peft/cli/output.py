@@ -27,10 +27,10 @@ def check_folder(output: Path) -> Path:
         ConfigError: There is something in it, or nothing can be put there.
     """
     output = output.expanduser().resolve()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"--output {output}: exists already; give a new or empty folder")
     if problem := unwritable(output.parent):
         raise ConfigError(f"--output {output}: {problem}")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"--output {output}: exists already; give a new or empty folder")
     return output
 
 
@@ -42,10 +42,11 @@ def check_checkpoint_name(output: str) -> Path:
     """
     target = Path(output).expanduser().resolve()
     problems = [] if target.suffix == ".pth" else [f"--output {target}: must end in .pth, as checkpoints do"]
-    taken = [path for path in (target, target.with_suffix(".yaml")) if path.exists()]
-    problems += [f"--output {path}: exists already; give a new name" for path in taken]
     if problem := unwritable(target.parent):
         problems.append(f"--output {target}: {problem}")
+    else:
+        taken = [path for path in (target, target.with_suffix(".yaml")) if path.exists()]
+        problems += [f"--output {path}: exists already; give a new name" for path in taken]
     if problems:
         raise ConfigError(problems)
     return target
